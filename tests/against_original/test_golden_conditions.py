@@ -35,7 +35,7 @@ from tests.golden import FOLDER, Golden, fixtures
 
 pytestmark = pytest.mark.golden
 
-PLACES = {
+GEOMETRY = {
     "objects_bbox": "boxes",
     "objects_center_points": "centers",
     "ObjectsBoundingBoxConditionalBuilder": "boxes",
@@ -49,7 +49,7 @@ def layout_settings(config: dict[str, Any], builder: str) -> LayoutSettings:
         classes=tuple(f"class {number}" for number in range(config["no_object_classes"])),
         max_objects=config["no_max_objects"],
         codebook_size=config["no_tokens"],
-        places=PLACES[builder],  # type: ignore[arg-type]
+        geometry=GEOMETRY[builder],  # type: ignore[arg-type]
         encode_crop=config["encode_crop"],
         group=config["use_group_parameter"],
         flags=config["use_additional_parameters"],
@@ -104,7 +104,7 @@ def test_layouts(stored: dict[str, Any], case: dict[str, Any]) -> None:
     assert list(codes) == case["tokens"]
     assert settings.length == len(codes) == case["embedding_dim"]
     read = decode_layout(codes, settings)
-    assert [[one.code, list(one.place)] for one in read.objects] == case["inverse"]
+    assert [[one.code, list(one.geometry)] for one in read.objects] == case["inverse"]
     assert list(read.crop) == (case["inverse_crop"] if settings.encode_crop else list(FULL_IMAGE))
     inputs = [
         {"category_no": one.category, **{theirs: getattr(one, ours) for theirs, ours in PROPERTIES.items()}}

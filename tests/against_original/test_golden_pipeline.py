@@ -148,7 +148,7 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
         classes=tuple(f"class {number}" for number in range(builder["no_object_classes"])),
         max_objects=builder["no_max_objects"],
         codebook_size=builder["no_tokens"],
-        places="boxes" if "Bounding" in facts["builder"] else "centers",
+        geometry="boxes" if "Bounding" in facts["builder"] else "centers",
         encode_crop=builder["encode_crop"],
         group=builder["use_group_parameter"],
         flags=builder["use_additional_parameters"],

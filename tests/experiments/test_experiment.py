@@ -300,8 +300,8 @@ def test_the_difference_is_paired() -> None:
 def test_tokenizers_of_gray_and_color_are_not_compared(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for place in range(4):
-        save_png(tmp_path / "gray" / f"{place}.png", np.full((SIDE, SIDE, 1), 40 * place, np.uint8))
+    for index in range(4):
+        save_png(tmp_path / "gray" / f"{index}.png", np.full((SIDE, SIDE, 1), 40 * index, np.uint8))
     options = ["--recipe", home / "small.yaml", "--set", "model.autoencoder.channels=1", "--set", "run.images=4"]
     smalti(capfd, "train", "tokenizer", tmp_path / "gray", "--out", tmp_path / "run", *options)
     run = home / "out" / result(home / "out")["steps"]["tokenizer-f4"]["folder"]

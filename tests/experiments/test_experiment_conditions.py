@@ -117,9 +117,9 @@ def test_held_out_images_are_as_near_as_those_of_training(home: Path) -> None:
         for side, zoom in ((SIDE, (2.0, 3.0)), (2 * SIDE, (1.0, 1.0)))
     )
     quarter = SIDE // 2
-    for place in range(len(near)):
-        middle = far[place, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
-        assert torch.equal(near[place, 0].image, middle)
+    for index in range(len(near)):
+        middle = far[index, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
+        assert torch.equal(near[index, 0].image, middle)
     with pytest.raises(SmaltiError, match=r"zoom is a factor of at least 1, not 0\.5"):
         CenterCrop(zoom=0.5)
 
@@ -129,12 +129,12 @@ def test_what_is_known_belongs_to_the_images(home: Path) -> None:
     cut = ImageSettings(size=(SIDE, SIDE), zoom=(1.0, 1.0), validation=0.2)
     _, held_out = crops(open_source(scenes / "images"), cut, channels=3, seed=0)
     known = known_of(held_out, scenes)
-    for place, image in enumerate(held_out.images):
+    for index, image in enumerate(held_out.images):
         from PIL import Image
 
         with Image.open(scenes / "segmentations" / image.key) as file:
-            assert np.array_equal(np.asarray(file), known.labels[place].numpy())
-        assert held_out.source.labels[int(known.classes[place])] == image.label
+            assert np.array_equal(np.asarray(file), known.labels[index].numpy())
+        assert held_out.source.labels[int(known.classes[index])] == image.label
     assert int(known.labels.max()) < len(LABELS)
     assert known.depths.shape == (len(held_out), 1, SIDE, SIDE)
 

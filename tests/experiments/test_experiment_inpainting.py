@@ -85,7 +85,7 @@ def folder(home: Path, found: dict[str, Any], step: str) -> Path:
 def held_out(home: Path, found: dict[str, Any]) -> torch.Tensor:
     """The codes of the held-out images, (B,h,w)."""
     shards = open_codes(folder(home, found, "codes") / "codes")
-    return torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
+    return torch.stack([shards.validation[index, 0].codes for index in range(len(shards.validation))])
 
 
 def nats(home: Path, found: dict[str, Any], order: str, places: torch.Tensor | None = None) -> torch.Tensor:

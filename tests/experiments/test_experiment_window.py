@@ -192,8 +192,8 @@ def test_images_are_what_the_program_generates(
             generate(pipeline.prior, pipeline.request_for([None] * len(known), known, sampler=Sampler(), seeds=seeds))
         )
         codes = torch.zeros(SAMPLES, *grid, dtype=torch.int64)
-        for place, tile in enumerate(tiles):
-            index, (row, column) = place // number, divmod(place % number, columns)
+        for count, tile in enumerate(tiles):
+            index, (row, column) = count // number, divmod(count % number, columns)
             codes[index, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
     else:
         known = unknown_codes(SAMPLES, grid)
@@ -275,9 +275,9 @@ def test_tiles_are_parts_of_the_grid_and_join_again(B: int, rows: int, columns: 
     codes = torch.arange(B * rows * h * columns * w).view(B, rows * h, columns * w)
     tiles = cut(codes, (h, w))
     assert tiles.shape == (B, rows * columns, h, w)
-    for place in range(rows * columns):
-        row, column = divmod(place, columns)
-        assert torch.equal(tiles[:, place], codes[:, row * h : row * h + h, column * w : column * w + w])
+    for index in range(rows * columns):
+        row, column = divmod(index, columns)
+        assert torch.equal(tiles[:, index], codes[:, row * h : row * h + h, column * w : column * w + w])
     assert torch.equal(joined(tiles, (rows * h, columns * w)), codes)
 
 

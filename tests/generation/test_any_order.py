@@ -297,12 +297,12 @@ def test_what_does_not_go_together_is_refused_in_a_sentence() -> None:
         generated(raster, known, parallel=4)
     with pytest.raises(SmaltiError, match=r"parallel = 4 and speculate = 2 do not go together"):
         generated(any_order, known, parallel=4, speculate=2)
-    with pytest.raises(SmaltiError, match=r"names each of the 20 places of the grid once"):
+    with pytest.raises(SmaltiError, match=r"names each of the 20 positions of the grid once"):
         generated(any_order, known, order=torch.zeros(20, dtype=torch.int64))
     with pytest.raises(SmaltiError, match=r"parallel = 4 needs a window that covers the grid"):
         generated(any_order, unknown_codes(1, (4, 9)), parallel=4)
     with pytest.raises(SmaltiError, match=r"parallel = -1 is not a number of steps"):
         generated(any_order, known, parallel=-1)
     known[0, 0, 0] = 1
-    with pytest.raises(SmaltiError, match=r"all images of a request must have the same known places"):
+    with pytest.raises(SmaltiError, match=r"all images of a request must have the same known positions"):
         generated(any_order, known)

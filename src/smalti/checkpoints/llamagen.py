@@ -26,7 +26,7 @@ from smalti.conditions.base import Condition, Grid
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
-from smalti.core.settings import Chance, Positive, as_mapping, parse, settings
+from smalti.core.settings import Positive, ProperFraction, as_mapping, parse, settings
 from smalti.prior import Prior, Transformer, TransformerSettings
 from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
@@ -72,7 +72,7 @@ class Notes:
     heads: Positive
     grid: tuple[Positive, Positive]
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    dropout: Chance
+    dropout: ProperFraction
 
 
 class _File(NamedTuple):

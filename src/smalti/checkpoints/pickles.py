@@ -167,8 +167,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _shards(index: Path) -> list[Path]:
     """The index of a checkpoint in shards -> these files, all in the index's folder."""
     content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, Mapping) else None
-    names = sorted({str(name) for name in places.values()}) if isinstance(places, Mapping) else []
+    weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, Mapping) else []
     if not names or any(Path(name).name != name or Path(name).suffix == ".json" for name in names):
         raise SmaltiError(f"{index} names no shards in its folder (weight_map); copy it again")
     missing = [name for name in names if not index.with_name(name).is_file()]

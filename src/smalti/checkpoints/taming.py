@@ -118,16 +118,16 @@ def _describes_a_model(text: str) -> bool:
     return re.search(r"(?m)(^|\{)\s*[\"']?model[\"']?\s*:", text) is not None
 
 
-def _places(file: Path, *, home: Path) -> list[Path]:
+def _config_folders(file: Path, *, home: Path) -> list[Path]:
     """The folders inside `home` where the settings of a checkpoint may lie, the nearest first."""
     same_folder, above = file.parent, file.parent.parent
-    places = (
+    candidates = (
         same_folder,
         same_folder / "configs",
         above / "configs",
         *([above] if same_folder.name == "checkpoints" else []),
     )
-    return [place for place in places if place.is_relative_to(home)]
+    return [path for path in candidates if path.is_relative_to(home)]
 
 
 def _owners(config: Path, *, near: Path) -> list[Path]:
@@ -141,21 +141,21 @@ def _owners(config: Path, *, near: Path) -> list[Path]:
 
 def _own(file: Path, *, home: Path) -> Path | None:
     """The YAML file that has the name of a checkpoint, or None."""
-    named = (config for place in _places(file, home=home) for config in _model_yamls(place))
+    named = (config for folder in _config_folders(file, home=home) for config in _model_yamls(folder))
     return next((config for config in named if config.stem == file.stem and file in _owners(config, near=file)), None)
 
 
 def _shared(file: Path, *, home: Path) -> list[Path]:
     """The YAML files near a checkpoint that are no other checkpoint's; several are those of one run that was
     resumed."""
-    for place in _places(file, home=home):
-        free = [config for config in _model_yamls(place) if not _owners(config, near=file)]
-        if place.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
+    for folder in _config_folders(file, home=home):
+        free = [config for config in _model_yamls(folder) if not _owners(config, near=file)]
+        if folder.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
             return of_runs
         if len(free) > 1:
             names = ", ".join(config.name for config in free)
             raise SmaltiError(
-                f"which of {names} in {place} describes {file} is not known; give that one the name {file.stem}.yaml"
+                f"which of {names} in {folder} describes {file} is not known; give that one the name {file.stem}.yaml"
             )
         if free:
             return free

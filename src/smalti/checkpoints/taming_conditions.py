@@ -40,8 +40,8 @@ CLASSES: dict[str, int] = {
 }
 """The original's data sets of scene layouts -> their numbers of object classes, whose names only the annotations have."""
 
-PLACES_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
-"""`conditional_key` of the original -> `LayoutSettings.places`."""
+GEOMETRY_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
+"""`conditional_key` of the original -> `LayoutSettings.geometry`."""
 
 
 class ConditionStage(NamedTuple):
@@ -174,13 +174,13 @@ def _codes(stage: ConditionStage, part: Part) -> ImportedCondition:
     """A layout if the YAML names a known data set of layouts, else precomputed codes."""
     key = str(part.params.get("conditional_key", stage.params.get("cond_stage_key", "codes")))
     source = (stage.data.get("params") or {}).get("train") or {}
-    if key in PLACES_BY_KEY and source.get("target") in CLASSES:
+    if key in GEOMETRY_BY_KEY and source.get("target") in CLASSES:
         options = source.get("params") or {}
         layout = {
             "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
             "max_objects": int(options.get("max_objects_per_image", 30)),
             "codebook_size": int(options.get("no_tokens", stage.vocabulary)),
-            "places": PLACES_BY_KEY[key],
+            "geometry": GEOMETRY_BY_KEY[key],
             "encode_crop": bool(options.get("encode_crop", True)),
             "group": bool(options.get("use_group_parameter", False)),
             "flags": bool(options.get("use_additional_parameters", False)),
@@ -228,7 +228,7 @@ def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, An
         stage["params"]["sane_index_shape"] = True  # without it the original's forward pass fails
         weights = section_weights(condition.tokenizer, stage)
     elif isinstance(condition, Layout | PrecomputedCodes):
-        centers = isinstance(condition, Layout) and condition.settings.places == "centers"
+        centers = isinstance(condition, Layout) and condition.settings.geometry == "centers"
         key = (
             condition.key
             if isinstance(condition, PrecomputedCodes)

@@ -73,7 +73,7 @@ class LayoutSettings:
     """The encoding of layouts.
 
     `classes`: the names of the object classes, in order. `max_objects`: the maximum number of objects.
-    `codebook_size`: the number of codes. `places`: an object's `boxes` (two codes) or `centers` (one).
+    `codebook_size`: the number of codes. `geometry`: an object's `boxes` (two codes) or `centers` (one).
     `encode_crop`: boxes are relative to the whole image, and the visible crop takes two more codes; otherwise boxes
     are relative to the crop. `group` and `flags`: whether an object's code contains the group property, and the
     three other properties of `Annotation`. `drawn`: rows and columns of an additional map, in which each position
@@ -85,7 +85,7 @@ class LayoutSettings:
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     max_objects: Positive = 30
     codebook_size: Annotated[int, Field(ge=4)]
-    places: Literal["boxes", "centers"] = "boxes"
+    geometry: Literal["boxes", "centers"] = "boxes"
     encode_crop: bool = True
     group: bool = False
     flags: bool = False
@@ -109,7 +109,7 @@ class LayoutSettings:
     @property
     def codes_per_object(self) -> int:
         """One for the class, and the codes of the box or center."""
-        return 1 + _CODES_PER_BOX[self.places]
+        return 1 + _CODES_PER_BOX[self.geometry]
 
     @property
     def list_length(self) -> int:
@@ -199,7 +199,7 @@ def _encoded_properties(settings: LayoutSettings) -> tuple[bool, bool, bool, boo
 
 
 def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
-    if settings.places == "boxes":
+    if settings.geometry == "boxes":
         return corner_codes(box, sections=settings.sections)
     return (point_code(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
 
@@ -223,7 +223,7 @@ def _to_view(box: Box, view: Box) -> Box:
 
 
 class DecodedObject(NamedTuple):
-    """A decoded object. `place` is (left, top, width, height), or (x, y) if only centers are encoded."""
+    """A decoded object. `geometry` is (left, top, width, height), or (x, y) if only centers are encoded."""
 
     code: int
     category: int
@@ -231,7 +231,7 @@ class DecodedObject(NamedTuple):
     occluded: bool
     depiction: bool
     inside: bool
-    place: tuple[float, ...]
+    geometry: tuple[float, ...]
 
 
 class DecodedLayout(NamedTuple):
@@ -265,6 +265,6 @@ def _decode_object(codes: Sequence[int], settings: LayoutSettings) -> DecodedObj
         for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
     }
     n = settings.sections
-    has_boxes = settings.places == "boxes"
-    place = box_from_codes(codes[1], codes[2], sections=n) if has_boxes else point_from_code(codes[1], sections=n)
-    return DecodedObject(codes[0], category, **properties, place=tuple(place))
+    has_boxes = settings.geometry == "boxes"
+    geometry = box_from_codes(codes[1], codes[2], sections=n) if has_boxes else point_from_code(codes[1], sections=n)
+    return DecodedObject(codes[0], category, **properties, geometry=tuple(geometry))

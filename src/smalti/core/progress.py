@@ -48,7 +48,7 @@ def plain_column(template: str) -> TextColumn:
 @final
 @dataclass(frozen=True, kw_only=True)
 class WorkPlan:
-    """The place of one part in a longer work, so that its progress shows the time left for the whole."""
+    """The position of one part in a longer work, so that its progress shows the time left for the whole."""
 
     step: str = ""
     """Such as "step 2 of 5"; "" for a work of one part."""
@@ -56,7 +56,7 @@ class WorkPlan:
     """How long the parts after this one are expected to take."""
 
     def titled(self, title: str) -> str:
-        """The title of this part, with its place in the whole."""
+        """The title of this part, with its number in the whole."""
         return f"{self.step}, {title}" if self.step else title
 
     def left(self, seconds: float) -> str:
@@ -78,7 +78,7 @@ class ProgressReporter:
         self, console: Console, *, title: str, tensorboard: Path | None, quiet: bool, work: WorkPlan = SINGLE
     ) -> None:
         """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the first.
-        `work`: the place of the run in a longer work."""
+        `work`: the position of the run in a longer work."""
         self._console = console
         self._title, self._work = title, work
         self._quiet = quiet
@@ -157,7 +157,7 @@ def counting(
 ) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that shows how far `title` has come: a bar on a terminal, else plain lines.
 
-    `work`: its place in a longer work.
+    `work`: its position in a longer work.
     """
     title = work.titled(title)
     began = last = time.monotonic()

@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Chance = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
 """How much of a training: a number up to 1 is a fraction of it, a larger one a number of images (or of codes in stage 2)."""
@@ -91,7 +91,7 @@ def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Write one `a.b=c` into nested `values`, in place; c is read as YAML. A section that is None so far begins empty.
+    """Write one `a.b=c` into nested `values`, in location; c is read as YAML. A section that is None so far begins empty.
 
     Raises `SmaltiError` for another form, and for a key below a single value.
     """
@@ -131,9 +131,9 @@ def _distinct(items: Sequence[Any]) -> Iterator[Any]:
     seen: set[tuple[Any, ...]] = set()
     lists = {tuple(item["loc"][:-1]) for item in items if item["loc"]}
     for item in items:
-        place = tuple(item["loc"])
-        kind = (place[:-1], item["type"]) if place and isinstance(place[-1], int) else (place, item["type"])
-        if kind not in seen and not (item["type"] == "too_short" and place in lists):
+        location = tuple(item["loc"])
+        kind = (location[:-1], item["type"]) if location and isinstance(location[-1], int) else (location, item["type"])
+        if kind not in seen and not (item["type"] == "too_short" and location in lists):
             yield item
         seen.add(kind)
 

@@ -70,7 +70,7 @@ class CodesSettings:
 
 
 class CodeExample(NamedTuple):
-    """One image: `codes` (h, w) int64; `label` () int64, the place in the labels, -1 for none; `prefix` (P,) int64."""
+    """One image: `codes` (h, w) int64; `label` () int64, the index in the labels, -1 for none; `prefix` (P,) int64."""
 
     codes: Tensor
     label: Tensor
@@ -96,7 +96,7 @@ def dtype_of(size: int) -> np.dtype[Any]:
 class CodeSet:
     """One part of a folder of codes: `codes[index, draw]` is image `index`, in the copy that `draw` chooses.
 
-    `labels` (N,) int32 holds the place of each image's label in the labels of the folder, -1 for none. Raises
+    `labels` (N,) int32 holds the index of each image's label in the labels of the folder, -1 for none. Raises
     `SmaltiError` for a missing or damaged shard.
     """
 

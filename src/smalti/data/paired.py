@@ -34,7 +34,7 @@ class PairedCrops(ABC):
 
 @final
 class AlignedCrops(PairedCrops):
-    """Crops of files that are aligned with the images: both are cropped at the same place, as fractions of their sizes.
+    """Crops of files that are aligned with the images: both are cropped at the same position, as fractions of their sizes.
 
     Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its image.
     """

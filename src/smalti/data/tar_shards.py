@@ -1,4 +1,4 @@
-"""Tar files of samples, as WebDataset names them, read at any place: which samples there are, and their bytes.
+"""Tar files of samples, as WebDataset names them, read in any order: which samples there are, and their bytes.
 
 A sample is all the files of a tar file that share a name up to the first dot: `cat/0001.jpg`, `cat/0001.cls`. The places of
 all members are read once, when the files are opened, so that images are had in any order, and a batch stays a function of

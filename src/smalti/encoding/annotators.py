@@ -28,7 +28,7 @@ from smalti.conditions.location_codes import Box
 from smalti.conditions.text import Text, TextOptions, text_condition, train_vocabulary
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.fingerprints import values_fingerprint
-from smalti.core.settings import Share, as_mapping, parse, settings
+from smalti.core.settings import Fraction, as_mapping, parse, settings
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import (
     Annotated,
@@ -188,7 +188,7 @@ class _ObjectFilter:
 
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
-    smallest: Share = 0.0
+    smallest: Fraction = 0.0
     """The least fraction of its image that the box of an object takes, as in the original; smaller ones are left out."""
 
 
@@ -269,7 +269,7 @@ class _Figures(Annotator):
 
 
 def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
-    """Raise `SmaltiError` for a map that has not a place for each code."""
+    """Raise `SmaltiError` for a map that has not a number for each code."""
     if drawn not in ((0, 0), grid):
         raise SmaltiError(
             f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave it "
@@ -279,8 +279,8 @@ def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
 
 def _largest(listed: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAnnotation]:
     """The things with the largest boxes, as many as there is room for, as they followed one another."""
-    by_size = sorted(range(len(listed)), key=lambda place: -area(listed[place]))
-    return [listed[place] for place in sorted(by_size[:most])]
+    by_size = sorted(range(len(listed)), key=lambda index: -area(listed[index]))
+    return [listed[index] for index in sorted(by_size[:most])]
 
 
 def _annotations(key: str, data: Path | None) -> Annotated:

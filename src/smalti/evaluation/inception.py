@@ -71,9 +71,9 @@ class _Requested(NamedTuple):
         length = images.shape[dim - 2]
         # The scale is rounded to the images' float, as in TensorFlow's kernel.
         scale = torch.tensor(length / size, dtype=images.dtype, device=images.device)
-        place = torch.arange(size, dtype=images.dtype, device=images.device) * scale
-        low = place.long()
-        return cls(low, (low + 1).clamp(max=length - 1), place - low)
+        source = torch.arange(size, dtype=images.dtype, device=images.device) * scale
+        low = source.long()
+        return cls(low, (low + 1).clamp(max=length - 1), source - low)
 
 
 @final

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Chance, Natural, Positive, apply_override, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, apply_override, as_mapping, parse, settings
 from smalti.generation.code_sampler import Sampler
 
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
@@ -49,7 +49,7 @@ class ImageProtocol:
     """
 
     count: Positive | None = None
-    held_out: Chance = 0.0
+    held_out: ProperFraction = 0.0
     size: tuple[Positive, Positive] | None = None
     filter: Filter = "lanczos"
 

@@ -89,10 +89,10 @@ def rejection_sample(
         scores.append(_checked(score(codes[-1]), count=request.batch))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
-    place = torch.arange(len(best))
+    index = torch.arange(len(best))
     candidates = torch.stack(codes, dim=1)  # (B,N,h,w)
     return BestCandidates(
-        candidates[place, best.to(candidates.device)], torch.stack(every, dim=1)[place, best], best, scored
+        candidates[index, best.to(candidates.device)], torch.stack(every, dim=1)[index, best], best, scored
     )
 
 

@@ -105,8 +105,8 @@ class Measured:
     counts: Tensor | None = None
     """How often each code occurred, (K,) int64."""
     examples: tuple[ExampleImage, ...] = ()
-    places: Tensor | None = None
-    """Of a prior: mean nats at each place of the grid, (h,w)."""
+    nats_per_position: Tensor | None = None
+    """Of a prior: mean nats at each position of the grid, (h,w)."""
 
 
 def as_plain(measured: Measured, *, command: str = "", model: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ STEEP = 48
 FOUND = 0.3
 """Fraction of a box that has to show a class for it to be found there."""
 PLACES = 8
-"""Other places that each box is looked for at."""
+"""Other positions that each box is looked for at."""
 SKY, GROUND = (0, 1, 2, 3), (5, 6, 7, 8)
 """The labels of scenes that belong above, and those that belong below."""
 
@@ -111,7 +111,7 @@ def smaller(compared: ComparedImages, *, times: int) -> Fidelity:
 
 def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[ObjectAnnotation], bool]) -> Fidelity:
     """How often the scene network predicts the class of a thing in its box; the score is how many times as often as in
-    boxes of the same size at other places of the same images. `names`: of the labels, in order."""
+    boxes of the same size at other positions of the same images. `names`: of the labels, in order."""
     generator = torch.Generator().manual_seed(0)
 
     def of(images: Tensor) -> tuple[float, float]:

@@ -159,7 +159,7 @@ def prior(name: str, training: PriorTraining) -> Step:
     return Step(
         name=f"prior-{name}",
         settings={"training": steps.decisive(as_mapping(training))},
-        work=lambda place: trained(place, training),
+        work=lambda context: trained(context, training),
         after=("tokenizer", "codes"),
     )
 

@@ -30,9 +30,9 @@ class KnownScenes(NamedTuple):
     depths: Tensor
     """(M,1,H,W) in [-1,1], each from its nearest to its farthest"""
 
-    def at(self, places: Tensor) -> KnownScenes:
+    def at(self, indices: Tensor) -> KnownScenes:
         """Some of them."""
-        return KnownScenes(*(each[places] for each in self))
+        return KnownScenes(*(each[indices] for each in self))
 
 
 class ScenePrediction(NamedTuple):

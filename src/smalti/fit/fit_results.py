@@ -138,7 +138,7 @@ def _sample_prefix(pipeline: Pipeline, shards: CodeShards) -> Tensor:
 
 
 def _constant_prefix(pipeline: Pipeline, prefix: Tensor) -> Tensor:
-    """The condition (1,P) of an image -> the same without what holds for the places of an image of that size."""
+    """The condition (1,P) of an image -> the same without what holds for the positions of an image of that size."""
     condition = pipeline.condition
     moving = [part.key not in CONSTANT for part in condition.members]
     if not condition.size or not any(moving):

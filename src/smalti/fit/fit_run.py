@@ -62,14 +62,14 @@ PACE_SHARE, MOST_PACE_SECONDS = 0.01, 20.0
 def request_for(
     images: Path, *, recipe: str, time: str, without: Sequence[str], overrides: Sequence[str]
 ) -> FitRequest:
-    """The command's options -> the request, with the place of the images as it is found from any folder.
+    """The command's options -> the request, with the path of the images as it is found from any folder.
 
     Raises `SmaltiError` for a time that cannot be read.
     """
     if time:
         seconds_of(time)
-    place = images_folder(images)
-    where = str(place) if str(place).startswith("hf:") else str(place.resolve())
+    folder = images_folder(images)
+    where = str(folder) if str(folder).startswith("hf:") else str(folder.resolve())
     return FitRequest(images=where, recipe=recipe, time=time, without=tuple(without), overrides=tuple(overrides))
 
 
@@ -159,9 +159,9 @@ class _Fit:
         """Measure the speed of this machine, and set the lengths of the trainings."""
         say(self.console, "measuring the speed of the trainings")
         seconds = self._pace_seconds()
-        places = {"tokenizer": self.images, **{map_step(each.name): Path(each.path) for each in self.conditions}}
+        folders = {"tokenizer": self.images, **{map_step(each.name): Path(each.path) for each in self.conditions}}
         tokenizers = {
-            name: measure_pace(_nominal(each), _source(places[name], each), seconds=seconds)
+            name: measure_pace(_nominal(each), _source(folders[name], each), seconds=seconds)
             for name, each in self.plan.tokenizers().items()
         }
         prior = measure_prior_pace(self.plan.prior, codes_read(self.plan, self.conditions), seconds=seconds)
@@ -256,12 +256,12 @@ class _Fit:
             say(self.console, f"{name}: {value:.4g}")
 
     def _work(self, step: str) -> WorkPlan:
-        """The place of a step among all, and how long those after it are expected to take."""
+        """The number of a step among all, and how long those after it are expected to take."""
         number = self.steps.index(step)
         later = sum(self.state.estimates.get(each, 0.0) for each in self.steps[number + 1 :])
-        place = f"step {number + 1} of {len(self.steps)}"
+        label = f"step {number + 1} of {len(self.steps)}"
         of_map = step.removeprefix(map_step("")) if step.startswith(map_step("")) else ""
-        return WorkPlan(step=f"{place}, {of_map}" if of_map else place, later_seconds=later)
+        return WorkPlan(step=f"{label}, {of_map}" if of_map else label, later_seconds=later)
 
     def _is_done(self, step: str, product: Path) -> bool:
         return step in self.state.seconds and product.is_file()

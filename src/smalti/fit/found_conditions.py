@@ -205,7 +205,7 @@ def _segmentation(
 def _depth(
     found: FoundCondition, source: Source, files: Source, pairs: _Pairs, progress: Callable[[int, int], object]
 ) -> FoundCondition:
-    some = [pairs[place * len(pairs) // DEPTHS_READ] for place in range(DEPTHS_READ)]
+    some = [pairs[index * len(pairs) // DEPTHS_READ] for index in range(DEPTHS_READ)]
     for _ in _arrays(source, files, some if len(pairs) > DEPTHS_READ else pairs, read_depth, progress):
         pass
     return found

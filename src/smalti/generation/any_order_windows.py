@@ -34,24 +34,24 @@ class AnyOrderWindowDecoding(DecodingStrategy):
         height, width = request.grid
         rows, columns = min(prior.max_grid[0], height), min(prior.max_grid[1], width)
         every = [  # of the request, those that are generated already included
-            self._position(*divmod(place, width), window=(rows, columns))
-            for place in (~request.known_positions).flatten().nonzero().flatten().tolist()
+            self._position(*divmod(index, width), window=(rows, columns))
+            for index in (~request.known_positions).flatten().nonzero().flatten().tolist()
         ]
         missing = request.missing_positions
         self.schedule = [[position] for position in every if missing[position.row, position.column]]
         self.generated_before: dict[CodePosition, list[int]] = {}
-        """The places of the codes before a position that were generated while its window stood still, in order."""
+        """Offsets in the window of the codes before a position that were generated while its window stood still, in order."""
         for _, group in groupby(every, key=lambda position: position.window):
             offsets: list[int] = []
             for position in group:
                 self.generated_before[position] = offsets.copy()
                 offsets.append(position.offset)
-        self.prefix, self.read_first = null_prefix, request.known.new_empty(0)  # (B or 2 B, P), places; of this window
+        self.prefix, self.read_first = null_prefix, request.known.new_empty(0)  # (B or 2 B, P), offsets; of this window
         self.cache = prior.empty_cache(window=(rows, columns))
 
     def _position(self, row: int, column: int, *, window: tuple[int, int]) -> CodePosition:
-        place = window_at(row, column, grid=self.request.grid, window=window, middle=self.request.middle)
-        return CodePosition(row, column, place, (row - place.top) * window[1] + column - place.left)
+        at = window_at(row, column, grid=self.request.grid, window=window, middle=self.request.middle)
+        return CodePosition(row, column, at, (row - at.top) * window[1] + column - at.left)
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         (position,) = self.schedule[wave]
@@ -60,7 +60,7 @@ class AnyOrderWindowDecoding(DecodingStrategy):
         generated = codes.new_tensor(self.generated_before[position])
         is_new_window = wave == 0 or not len(generated)
         if is_new_window:
-            first = inside[0] >= 0  # all images know the same places
+            first = inside[0] >= 0  # all images know the same positions
             first[generated] = False
             self.read_first = first.nonzero().flatten()
             self.prefix = torch.cat((prefix_of(self.prior, self.request, window), self.null_prefix))

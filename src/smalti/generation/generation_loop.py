@@ -157,5 +157,5 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
     elif ((known >= 0) != (known[:1] >= 0)).any():
         raise SmaltiError(
             "a prior that knows any order reads the known codes first, so all images of a request must have the same "
-            "known places; make a request for each"
+            "known positions; make a request for each"
         )

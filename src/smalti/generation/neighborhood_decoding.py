@@ -115,7 +115,7 @@ class NeighborhoodDecoding(DecodingStrategy):
         if prefix.shape[1] != prior.prefix_length or not torch.equal(prefix, prior.null_prefix(len(prefix)).to(prefix)):
             raise SmaltiError(
                 f"the prefix has {prefix.shape[1]} codes, and for {height} x {width} codes this prior reads {length}: "
-                f"a code for each place in each of its {len(prior.hints)} maps"
+                f"a code for each position in each of its {len(prior.hints)} maps"
             )
         return prefix[:, :1].expand(-1, length)
 

@@ -40,7 +40,7 @@ def step_sizes(count: int, steps: int) -> list[int]:
 @final
 class ParallelDecoding(DecodingStrategy):
     """One window over the whole image: the last code before a step is read once for each code of the step, with its
-    place as the target.
+    position as the target.
 
     The codes of earlier steps are cached. Raises `SmaltiError` for a grid larger than the window.
     """
@@ -62,7 +62,7 @@ class ParallelDecoding(DecodingStrategy):
         columns, num_known = request.grid[1], int(request.known_positions.sum())
         sizes = step_sizes(len(self.order) - num_known, request.parallel)
         ends = list(accumulate(sizes, initial=num_known))  # image codes before each step, and after the last
-        positions = [CodePosition(place // columns, place % columns, window, place) for place in self.order.tolist()]
+        positions = [CodePosition(index // columns, index % columns, window, index) for index in self.order.tolist()]
         num_done = request.grid[0] * columns - int(request.missing_positions.sum())
         steps = [(start, end) for start, end in pairwise(ends) if end > num_done]  # a resumed one omits whole steps
         self.schedule = [positions[start:end] for start, end in steps]

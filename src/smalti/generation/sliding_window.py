@@ -69,7 +69,7 @@ class SlidingWindowDecoding(DecodingStrategy):
         self.prior, self.request, self.null_prefix = prior, request, null_prefix
         device, (height, width) = request.known.device, request.grid
         self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
-        self.window_order = sequence_order(prior, request, self.window)  # the window's own places, in order
+        self.window_order = sequence_order(prior, request, self.window)  # the window's own positions, in order
         self.cache_order = self.window_order if prior.knows_any_order else None
         self.few_calls = _prefers_few_calls(device)
         self.schedule = self._schedule()
@@ -165,7 +165,7 @@ def prefix_of(prior: Prior, request: GenerationRequest, window: Window) -> Tenso
 
 
 def sequence_order(prior: Prior, request: GenerationRequest, window: tuple[int, int]) -> Tensor:
-    """A prior, a request and the window (h, w) over its grid -> the raster places of the window in sequence order.
+    """A prior, a request and the window (h, w) over its grid -> the raster positions of the window in sequence order.
 
     A prior that knows any order reads the known codes first if the window covers the grid, and then generates the
     others in the request's order: each is conditioned on all that is known. Raises `SmaltiError` for a prior with an

@@ -67,10 +67,10 @@ class SpeculativeDecoding(DecodingStrategy):
             positions = [position for (position,) in self.schedule[wave : wave + len(previous)]]
             self.inputs[:, offsets[: len(previous)]] = self.sample(positions, torch.stack(previous, dim=1)).T
         for offset in offsets[len(previous) : -1]:
-            # A place without an answer yet: the code before it. The one above, or what the last answer makes with the noise of
-            # this place, is right about as often (docs/high-resolution.md).
+            # A position without an answer yet: the code before it. The one above, or what the last answer makes with the noise of
+            # this position, is right about as often (docs/high-resolution.md).
             self.inputs[:, offset] = self.inputs[:, offset - 1]
-        # The cache is valid up to the code before the last generated one, which is read now in place of its draft.
+        # The cache is valid up to the code before the last generated one, which is read now instead of its draft.
         cache.length = start = prior.prefix_length + self.offsets[wave - 1] if wave else 0
         copies = len(self.prefix) // len(codes_in_order)
         sequence = prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:]

@@ -16,12 +16,12 @@ SHARES: Size = (1.0, 1.0)
 """The size of an image that makes fractions of the numbers."""
 
 _BEYOND = 0.01  # a fraction of the image; by so much rounding may carry a box beyond it
-_LARGEST = 1e9  # of numbers in files; more is no place and no size
+_LARGEST = 1e9  # of numbers in files; more is no position and no size
 _FARTHEST = 10.0  # images; a keypoint may be cut off with its object, but is never so far outside
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a file is a number that can be a place or a size; true, false and NaN are not."""
+    """Whether a value from a file is a number that can be a position or a size; true, false and NaN are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
@@ -52,7 +52,7 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
 def place_of(x: Any, y: Any, size: Size, refuse: Refuse) -> tuple[float, float]:
     """x and y in pixels of an image of that size, or as fractions -> as fractions.
 
-    Raises what `refuse` makes of what is no place.
+    Raises what `refuse` makes of what is no position.
     """
     if not (is_number(x) and is_number(y) and abs(x / size[0]) <= _FARTHEST and abs(y / size[1]) <= _FARTHEST):
         unit = "fractions of the image, from 0 to 1, not in pixels" if size == SHARES else "pixels of the image"

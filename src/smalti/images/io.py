@@ -204,7 +204,7 @@ def _formats() -> list[str]:
 def read_numbers(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
     """An image file -> its numbers as they are stored, upright, (H, W) or (H, W, C).
 
-    Those of a palette are its places; opacity beside a single channel is left out. Raises `DamagedImage`.
+    Those of a palette are its indices; opacity beside a single channel is left out. Raises `DamagedImage`.
     """
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
         return stored_numbers(image)

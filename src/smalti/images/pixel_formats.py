@@ -58,7 +58,7 @@ def storage(image: Image.Image) -> Storage:
 
 
 def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
-    """An opened file -> its numbers as they are stored, upright, (H,W) or (H,W,C): places in a palette, levels of 1 to 16 bits.
+    """An opened file -> its numbers as they are stored, upright, (H,W) or (H,W,C): palette indices, levels of 1 to 16 bits.
 
     Of one bit, white is 1, as every program gives it. Opacity beside a single channel is left out.
     """

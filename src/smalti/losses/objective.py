@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.core.distributed import all_reduce_mean
-from smalti.core.settings import Amount, Chance, Natural, Positive, settings
+from smalti.core.settings import Amount, Natural, Positive, ProperFraction, settings
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.diff_augment import Policy
 from smalti.losses.discriminator import DiscriminatorSettings
@@ -93,7 +93,7 @@ class ObjectiveSettings:
     The others: LPIPS, whose published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
     perceptual_weight: Weight = 1.0
     """With 0 the network is not even loaded."""
-    perceptual_dropout: Chance = 0.0
+    perceptual_dropout: ProperFraction = 0.0
     """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
     perceptual_shift: Natural = 0
     """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual network,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription, NormParameters
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import attend_with_cache, select
@@ -45,9 +45,9 @@ class GPTSettings:
     layers: Positive = 12
     embed_dim: Positive = 256
     heads: Positive = 8
-    embedding_dropout: Chance = 0.0
-    attention_dropout: Chance = 0.0
-    residual_dropout: Chance = 0.0
+    embedding_dropout: ProperFraction = 0.0
+    attention_dropout: ProperFraction = 0.0
+    residual_dropout: ProperFraction = 0.0
     unmasked: Natural = 0
     start_code: Natural | None = None
     order: Order = "raster"

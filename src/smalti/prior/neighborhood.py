@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import select
@@ -55,7 +55,7 @@ class NeighborhoodSettings:
     embed_dim: Positive = 512
     heads: Positive = 8
     mlp_dim: Natural = 0
-    dropout: Chance = 0.0
+    dropout: ProperFraction = 0.0
     rotary_base: Annotated[float, Field(gt=0)] = 100.0
     """Rotations fall from 1 radian a code toward 1 / this."""
 

@@ -104,7 +104,7 @@ class PointwiseConv(nn.Module):
 
 
 def kernel_offsets(kernel: int) -> list[tuple[int, int]]:
-    """The offsets of a "down-right" convolution: `kernel` rows and columns up to the place itself."""
+    """The offsets of a "down-right" convolution: `kernel` rows and columns up to the position itself."""
     return [(up, left) for up in range(kernel) for left in range(kernel)]
 
 

@@ -60,7 +60,7 @@ class Lake(NamedTuple):
 
 
 class Sky(NamedTuple):
-    """The sky. `disc` is the sun's or moon's place (u, v) and radius."""
+    """The sky. `disc` is the sun's or moon's position (u, v) and radius."""
 
     stops: Floats  # (3, 3): zenith, middle, horizon
     disc: tuple[float, float, float]
@@ -68,7 +68,7 @@ class Sky(NamedTuple):
     clouds: float  # how much of the sky they cover, about 0 to 1
     streaks: bool
     offset: Floats
-    stars: Floats  # (n, 3): place in [0, 1) twice, brightness
+    stars: Floats  # (n, 3): position in [0, 1) twice, brightness
 
 
 class Tree(NamedTuple):

@@ -73,17 +73,17 @@ class _Pen:
         self.glow = Image.new("L", size, 0)
         self._colors, self._covers, self._glows = (ImageDraw.Draw(i) for i in (self.color, self.cover, self.glow))
 
-    def _place(self, points: list[Point]) -> list[Point]:
+    def _project(self, points: list[Point]) -> list[Point]:
         return [((x * self._mirror + self._left) * self._pixels, (y + self._up) * self._pixels) for x, y in points]
 
     def shape(self, points: list[Point], fill: tuple[int, int, int], *, glow: int = 0) -> None:
-        places = self._place(points)
-        self._colors.polygon(places, fill=fill)
-        self._covers.polygon(places, fill=255)
-        self._glows.polygon(places, fill=glow)
+        projected = self._project(points)
+        self._colors.polygon(projected, fill=fill)
+        self._covers.polygon(projected, fill=255)
+        self._glows.polygon(projected, fill=glow)
 
     def line(self, points: list[Point], fill: tuple[int, int, int], width: float) -> None:
-        self._colors.line(self._place(points), fill=fill, width=max(round(width * self._pixels), 1))
+        self._colors.line(self._project(points), fill=fill, width=max(round(width * self._pixels), 1))
 
 
 def draw(house: House, *, pixels: float, light: int) -> Drawn:

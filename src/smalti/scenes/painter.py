@@ -35,7 +35,7 @@ _AREA = 0.0008  # nor one that covers less than this fraction of a square of the
 
 
 class SceneObject(NamedTuple):
-    """One object of an image, places and sizes relative to the image (0 to 1, origin at the left top).
+    """One object of an image, positions and sizes relative to the image (0 to 1, origin at the left top).
 
     `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a house
     (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything else.

@@ -50,8 +50,8 @@ def clamp(values: npt.ArrayLike, low: float, high: float) -> Floats:
     return np.minimum(clamped, high, out=clamped)
 
 
-def _weights(places: Floats, side: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
-    scaled = places * np.float32(side) - np.float32(0.5)
+def _weights(positions: Floats, side: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
+    scaled = positions * np.float32(side) - np.float32(0.5)
     floor = np.floor(scaled)
     low = floor.astype(np.intp) % side
     return low, (low + 1) % side, (scaled - floor).astype(np.float32)
@@ -80,13 +80,13 @@ def _between(first: Floats, second: Floats, share: Floats) -> Floats:
     return first
 
 
-def profile(lattice: Floats, places: Floats, *, frequency: float, gain: float, smooth: bool) -> Floats:
-    """A lattice (octaves, 64) of values and places (w,) -> a fractal line (w,), about in the lattice's own range.
+def profile(lattice: Floats, positions: Floats, *, frequency: float, gain: float, smooth: bool) -> Floats:
+    """A lattice (octaves, 64) of values and positions (w,) -> a fractal line (w,), about in the lattice's own range.
 
     `frequency` is lattice points per unit of the first octave; each next octave has twice that and `gain` times the height.
     """
     octaves = np.arange(len(lattice))
-    scaled = places[None, :] * (frequency * 2.0**octaves)[:, None] + 17.0 * octaves[:, None]
+    scaled = positions[None, :] * (frequency * 2.0**octaves)[:, None] + 17.0 * octaves[:, None]
     floor = np.floor(scaled)
     share = scaled - floor
     if smooth:

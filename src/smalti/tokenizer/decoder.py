@@ -23,7 +23,7 @@ class SmoothOutput(nn.Module):
     """(B,D,H/s,W/s) -> (B,C,H,W): a 3x3 convolution before each doubling, another after it, and a last one at full resolution.
 
     Maps are doubled by bilinear interpolation, whose weights vanish at the frequencies of the coarser grid. Where each pixel of a
-    square of the stem has weights of its own instead, the pixels differ by their place in it: a hatch with the period of the stem.
+    square of the stem has weights of its own instead, pixels differ by their position in it: a hatch with the stem's period.
     """
 
     REACH = 4

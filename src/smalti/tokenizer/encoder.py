@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 
@@ -48,7 +48,7 @@ class AutoencoderSettings:
     """Attention between the last two blocks of the lowest resolution; latent-diffusion's f4-noattn models have none."""
     latent_channels: Positive = 64
     """Channels Z of the features at the code grid."""
-    dropout: Chance = 0.0
+    dropout: ProperFraction = 0.0
     zero_residuals: bool = True
     """Residual blocks begin as their shortcuts; False begins as the original does."""
     convolutional_resampling: bool = True

@@ -18,10 +18,10 @@ from typing_extensions import Self
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import (
     Amount,
+    Fraction,
     Natural,
     Positive,
     Rate,
-    Share,
     amount,
     apply_override,
     as_mapping,
@@ -48,11 +48,11 @@ class OptimizerSettings:
 
     lr: Rate = 2e-4
     """Largest learning rate."""
-    betas: tuple[Share, Share] = (0.9, 0.99)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup: Share = 0.02
+    warmup: Fraction = 0.02
     """Fraction of the training over which the rate rises from 0."""
-    final_lr: Share = 0.1
+    final_lr: Fraction = 0.1
     """Fraction of the largest rate that the cosine ends at."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Gradients with a larger norm are scaled down to it; 0 does not clip."""
@@ -152,7 +152,7 @@ class DecoderPhaseSettings:
 
     start: Amount = 1.0
     """When it begins, as a fraction of the training or in images; 1.0: no such phase."""
-    replaced: Share = 0.1
+    replaced: Fraction = 0.1
     """Probability that a code is replaced by one of its neighbors."""
     neighbors: Positive = 16
     """The number of nearest codes, by distance of latents, to draw from."""
@@ -172,7 +172,7 @@ class TokenizerTraining:
     optimizer: OptimizerSettings = OptimizerSettings()
     discriminator_optimizer: OptimizerSettings = OptimizerSettings(betas=(0.5, 0.99))
     images: ImageSettings = ImageSettings()
-    quantize_from: Share = 0.05
+    quantize_from: Fraction = 0.05
     """Fraction of the training after which the codebook is initialized and used; until then features are not quantized."""
     decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
 
@@ -240,10 +240,10 @@ class PriorTraining:
     """The condition: "labels", the names of the images' subfolders; "unconditional"; or the name of the condition that was
     encoded with the images, such as "segmentation"; several with commas, such as "labels,text". "auto": that condition,
     else labels, else unconditional."""
-    keep_probability: Share = 1.0
+    keep_probability: Fraction = 1.0
     """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while the targets
     stay. The original's `pkeep`, against overfitting."""
-    condition_dropout: Share = 0.1
+    condition_dropout: Fraction = 0.1
     """Fraction of the training images whose condition is dropped, which classifier-free guidance needs."""
     orders: OrderMixture = OrderMixture()
     """The orders of the training images, where `network.order` is "any"."""

@@ -107,17 +107,17 @@ def _owner(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> nn.Mod
 
 
 def _by_place(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer by the names of weights -> by their places, as `Optimizer.state_dict` has it."""
+    """The state of an optimizer by the names of weights -> by their numbers, as `Optimizer.state_dict` has it."""
     if not state:  # on all processes but the first
         return {}
-    places = {name: index for index, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
-    groups = [{**group, "params": [places[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {places[name]: moments for name, moments in state["state"].items()}, "param_groups": groups}
+    numbers = {name: index for index, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {numbers[name]: moments for name, moments in state["state"].items()}, "param_groups": groups}
 
 
 def _by_name(state: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The inverse of `_by_place`."""
     named = {id(weight): name for name, weight in module.named_parameters()}
     names = [named[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
-    groups = [{**group, "params": [names[place] for place in group["params"]]} for group in state["param_groups"]]
-    return {"state": {names[place]: moments for place, moments in state["state"].items()}, "param_groups": groups}
+    groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[number]: moments for number, moments in state["state"].items()}, "param_groups": groups}

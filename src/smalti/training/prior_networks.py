@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import Chance, Natural, Positive, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, as_mapping, parse, settings
 from smalti.prior import (
     GPT,
     AnyOrder,
@@ -31,7 +31,7 @@ class TransformerNetwork:
     layers: Positive = 6
     embed_dim: Positive = 256
     heads: Positive = 4
-    dropout: Chance = 0.1
+    dropout: ProperFraction = 0.1
     tied: bool = False
     """Whether the head scores codes by their embeddings."""
     order: AnyOrder = "raster"
@@ -51,9 +51,9 @@ class GPTNetwork:
     layers: Positive = 24
     embed_dim: Positive = 1024
     heads: Positive = 16
-    embedding_dropout: Chance = 0.0
-    attention_dropout: Chance = 0.0
-    residual_dropout: Chance = 0.0
+    embedding_dropout: ProperFraction = 0.0
+    attention_dropout: ProperFraction = 0.0
+    residual_dropout: ProperFraction = 0.0
     unmasked: Natural = 0
     """How many of the first condition codes see one another, and not only those before them."""
     start_code: Natural = 0
@@ -74,7 +74,7 @@ class PixelSNAILNetwork:
     embed_dim: Positive = 128
     heads: Positive = 4
     kernel_size: Annotated[int, Field(ge=2)] = 2
-    dropout: Chance = 0.1
+    dropout: ProperFraction = 0.1
     order: Order = "raster"
     """Raster, and no other."""
 
@@ -89,7 +89,7 @@ class NeighborhoodNetwork:
     layers: Positive = 6
     embed_dim: Positive = 256
     heads: Positive = 4
-    dropout: Chance = 0.1
+    dropout: ProperFraction = 0.1
 
 
 def _named(values: Any) -> Any:

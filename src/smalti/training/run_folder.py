@@ -102,8 +102,8 @@ class RunFolder:
             raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
         with refusals_explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            for place in (path, self._states, *(self._states / BEST).glob("*"), self.model):
-                for leftover in place.glob(".*.tmp"):
+            for folder in (path, self._states, *(self._states / BEST).glob("*"), self.model):
+                for leftover in folder.glob(".*.tmp"):
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_text(written, as_yaml(config))
 

@@ -65,7 +65,7 @@ def train_tokenizer(
     """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
     `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch. `work`:
-    the place of the run in a longer work, for the progress.
+    the position of the run in a longer work, for the progress.
 
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.
@@ -286,13 +286,13 @@ def encode_images(
     stored = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
     source = open_source(data, file_type=file_type_of({**stored, **about}, channels=channels))
     parts = crops(source, cut, channels=channels, seed=seed)
-    place = next(model.parameters()).device
-    pairs = paired_images(conditions, parts, factor=model.factor, device=place) if conditions else None
+    model_device = next(model.parameters()).device
+    pairs = paired_images(conditions, parts, factor=model.factor, device=model_device) if conditions else None
     if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
         other = first_readable(pairs.training, held_out_order(parts[0].images))
         if other is not None:  # one held-out image whose condition can be read too
             parts = holding_out(parts, other)
-            pairs = paired_images(conditions, parts, factor=model.factor, device=place)
+            pairs = paired_images(conditions, parts, factor=model.factor, device=model_device)
     images = ImageSets(training=parts[0], validation=parts[1], labels=source.labels)
     if pairs is not None:
         images = replace(images, training=pairs.training, validation=pairs.validation, prefix=pairs.prefix)

@@ -107,7 +107,7 @@ def _our_names(path: Path, file: OwnFile) -> tuple[Sequence[str], Sequence[str]]
 def _our_object(one: OwnObject, names: Sequence[str], at: At) -> ObjectAnnotation:
     if len(one.keypoints) not in (0, len(names)):
         raise at.error(other_number(len(one.keypoints), names))
-    seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at.error) for place in one.keypoints)
+    seen = tuple(None if point is None else place_of(point[0], point[1], SHARES, at.error) for point in one.keypoints)
     box = box_within(one.box, SHARES, at.error)
     return ObjectAnnotation(one.name, box, one.group, one.occluded, one.depiction, one.inside, seen)
 

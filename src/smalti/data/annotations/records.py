@@ -1,6 +1,6 @@
 """The records of annotation files, as pydantic models: what a file must hold before it is made sense of.
 
-Boxes and the places of keypoints are left as they are: `smalti.images.boxes` reads them, for files and for Python alike.
+Boxes and the positions of keypoints are left as they are: `smalti.images.boxes` reads them, for files and for Python alike.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ _WAYS_OUT = {
     "file_name": "write the path of the image, such as street/04.jpg",
     "width": "boxes are in pixels, add width and height of their image",
     "height": "boxes are in pixels, add width and height of their image",
-    "keypoints": "give a place for each name: [x, y], or null where it is not seen",
+    "keypoints": "give a position for each name: [x, y], or null where it is not seen",
     "classes": "give a list of names",
 }
 """What to do about the value of a key, where the problem does not say it."""
@@ -275,15 +275,15 @@ def _sentence(problem: Any, content: Any) -> str:
     return f"{where}{name} = {problem['input']!r}: {message}{f'; {way_out}' if way_out and ';' not in message else ''}"
 
 
-def _called(entry: Any, place: int, kind: _List) -> str:
-    """What an entry of a list is called in an error: by a key that names it, else by its place, from 1 on."""
+def _called(entry: Any, index: int, kind: _List) -> str:
+    """What an entry of a list is called in an error: by a key that names it, else by its number, from 1 on."""
     names = (
         [entry[key] for key in kind.keys if isinstance(entry.get(key), str | int)] if isinstance(entry, dict) else []
     )
-    return f"the {kind.noun} {names[0] if names else place + 1}"
+    return f"the {kind.noun} {names[0] if names else index + 1}"
 
 
 def _known_keys(loc: Sequence[int | str]) -> list[str]:
-    """The keys that a mapping of smalti's own files may have, by the place of an unknown one."""
+    """The keys that a mapping of smalti's own files may have, by the path of an unknown one."""
     kind = OwnObject if "objects" in loc[:-1] else OwnImage if "images" in loc[:-1] else OwnFile
     return [field.alias or name for name, field in kind.model_fields.items()]

@@ -55,7 +55,7 @@ from smalti.training.config import CopiesSettings, PriorTraining, TokenizerTrain
 from smalti.training.runs import encode_images, train_prior, train_tokenizer
 from smalti.training.stage1 import crops
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Literal[
     "label", "segmentation", "depth", "edges", "lowres", "layout", "keypoints", "coordinates", "label-segmentation"
 ]
@@ -140,7 +140,7 @@ class ConditionsSettings:
     size: tuple[Positive, Positive] = (64, 64)
     """(H,W) of all images, sides divisible by 16."""
     scenes: Positive
-    held_out: Share = 0.1
+    held_out: OpenFraction = 0.1
     """Fraction of the scenes that is held out and provides the conditions of the samples."""
     copies: Positive = 3
     """Crops of each training image that priors learn from."""
@@ -369,9 +369,9 @@ def _read_scene_network(folder: Path) -> SceneNetwork:
 def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
     """The condition codes (B,P) of some held-out images, from the shards of all of them."""
     _, every = crops(chosen.source, cut, channels=3, seed=0)
-    places = {image.key: index for index, image in enumerate(every.images)}
+    row_of = {image.key: index for index, image in enumerate(every.images)}
     shards = open_codes(codes)
-    examples = [shards.validation[places[image.key], 0] for image in chosen.images]
+    examples = [shards.validation[row_of[image.key], 0] for image in chosen.images]
     labels, prefixes = (
         torch.stack(part) for part in zip(*((each.label, each.prefix) for each in examples), strict=True)
     )

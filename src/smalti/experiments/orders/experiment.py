@@ -135,7 +135,7 @@ def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
 
 
 def in_turn(values: torch.Tensor, order: Order) -> torch.Tensor:
-    """A number for each place (h,w) -> the same as the places follow one another, (n,)."""
+    """A number for each position (h,w) -> the same as the positions follow one another, (n,)."""
     h, w = values.shape
     return values.flatten()[ORDERS[order](h, w)]
 

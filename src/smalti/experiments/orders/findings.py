@@ -137,7 +137,7 @@ def _seed(stem: str) -> str:
 
 
 def shown(order: Order, grid: tuple[int, int], *, size: tuple[int, int]) -> Pixels:
-    """An order on a grid (h,w) -> an image (H,W) of `size`, in which a place is the darker the later its turn comes."""
+    """An order on a grid (h,w) -> an image (H,W) of `size`, in which a position is darker the later it comes."""
     h, w = grid
     turns = ORDERS[order](h, w).argsort().view(h, w).numpy()
     gray = np.linspace(FIRST, LAST, h * w)[turns].round().astype(np.uint8)

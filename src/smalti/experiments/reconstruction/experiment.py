@@ -185,7 +185,7 @@ def _measuring(compared: _Compared, images: Images, how: TokenizerMeasurement) -
         images=images,
         described=compared.described,
         after=trained,
-        load=lambda place: load_tokenizer(compared.given or place.before[f"tokenizer-{compared.name}"].folder),
+        load=lambda context: load_tokenizer(compared.given or context.before[f"tokenizer-{compared.name}"].folder),
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
@@ -43,9 +43,9 @@ class EMASettings:
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
     kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from normal noise."""
-    decay: Chance = 0.99
+    decay: ProperFraction = 0.99
     """gamma: how much of a code's running count and sum remains after a step."""
-    dead_code_threshold: Chance = 0.1
+    dead_code_threshold: ProperFraction = 0.1
     """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
 
     @property

@@ -63,7 +63,7 @@ class FSQ(Quantizer):
     """A code is the row of levels that the bounded features round to, read as the digits of a number, the lowest first."""
 
     levels: Tensor
-    places: Tensor
+    place_values: Tensor
 
     def __init__(self, settings: FSQSettings) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class FSQ(Quantizer):
         levels = torch.tensor(settings.levels)
         # Float, so that latents have the model's dtype; integers, so that none is rounded. Settings, not weights.
         self.register_buffer("levels", levels.float().view(-1, 1, 1), persistent=False)
-        self.register_buffer("places", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
+        self.register_buffer("place_values", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
 
     @property
     def identity(self) -> str:
@@ -82,7 +82,7 @@ class FSQ(Quantizer):
         with torch.autocast(features.device.type, enabled=False):
             bounded, half = self._bounded(features), self._half()  # (B,D,h,w), (D,1,1)
             rounded = bounded.detach().round()  # (B,D,h,w), whole numbers from -half on
-            codes = ((rounded + half).long() * self.places).sum(1)  # (B,h,w)
+            codes = ((rounded + half).long() * self.place_values).sum(1)  # (B,h,w)
             return Quantized(straight_through(bounded, rounded) / half, codes, bounded.new_zeros(()))
 
     def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
@@ -98,7 +98,7 @@ class FSQ(Quantizer):
         return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
-        digits = codes.unsqueeze(1) // self.places % self.levels.long()  # (B,D,h,w)
+        digits = codes.unsqueeze(1) // self.place_values % self.levels.long()  # (B,D,h,w)
         return (digits - self._half()) / self._half()
 
     @property
@@ -109,7 +109,7 @@ class FSQ(Quantizer):
         """Does nothing: the levels are constant."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to do: a code is only a name for a place that the encoder can always reach. Returns 0."""
+        """Nothing to do: a code is only a name for a point that the encoder can always reach. Returns 0."""
         return 0
 
     def _half(self) -> Tensor:

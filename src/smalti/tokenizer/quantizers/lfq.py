@@ -97,7 +97,7 @@ class LFQ(Quantizer):
     """A code's bits are the signs of the features, the first number the lowest bit (MAGVIT-v2, Eq. 4)."""
 
     ends: Tensor
-    places: Tensor
+    bit_positions: Tensor
 
     def __init__(self, settings: LFQSettings) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class LFQ(Quantizer):
         self.unit = settings.codebook_dim**-0.5 if settings.spherical else 1.0
         # Float, so that latents have the model's dtype. Not weights: they follow from the settings.
         self.register_buffer("ends", torch.tensor([-1.0, 1.0]), persistent=False)
-        self.register_buffer("places", torch.arange(settings.codebook_dim), persistent=False)
+        self.register_buffer("bit_positions", torch.arange(settings.codebook_dim), persistent=False)
 
     @property
     def identity(self) -> str:
@@ -129,7 +129,7 @@ class LFQ(Quantizer):
         return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
-        bits = codes.unsqueeze(1) >> self.places.view(-1, 1, 1) & 1  # (B,D,h,w)
+        bits = codes.unsqueeze(1) >> self.bit_positions.view(-1, 1, 1) & 1  # (B,D,h,w)
         return self.ends[bits] * self.unit
 
     @property
@@ -159,7 +159,7 @@ class LFQ(Quantizer):
     def _codes(self, flat: Tensor, features: Tensor) -> Tensor:
         """(N,D) -> codes (B,h,w)."""
         B, _, h, w = features.shape
-        return ((flat > 0).long() << self.places).sum(1).view(B, h, w)
+        return ((flat > 0).long() << self.bit_positions).sum(1).view(B, h, w)
 
     def _flat(self, features: Tensor) -> Tensor:
         """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are spherical."""

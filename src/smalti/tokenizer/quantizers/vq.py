@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
@@ -50,9 +50,9 @@ class VQSettings:
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
     kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from uniform noise as the paper's code."""
-    dead_code_threshold: Chance = 0.1
+    dead_code_threshold: ProperFraction = 0.1
     """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
-    usage_decay: Chance = 0.95
+    usage_decay: ProperFraction = 0.95
     """How much of the running use of a code remains after a step; more, where a step has few features for so many codes."""
     remap: RemapSettings = RemapSettings()
     """A table of the codes that are shown outside."""
