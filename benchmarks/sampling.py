@@ -68,8 +68,8 @@ def unconditional() -> Prior:
 
 
 def map_conditional() -> Prior:
-    places = SIZES.grid[0] * SIZES.grid[1]
-    return GPT(replace(SIZES, prefix_length=places, block_size=2 * places))
+    positions = SIZES.grid[0] * SIZES.grid[1]
+    return GPT(replace(SIZES, prefix_length=positions, block_size=2 * positions))
 
 
 def neighborhood() -> Prior:
@@ -102,7 +102,7 @@ class Calls:
     def __init__(self, prior: Prior) -> None:
         self.prior, self.read, self.scored = prior, list[int](), list[int]()
         for name, child in prior.named_children():
-            if name in ("embedding", "left", "prefix_codes"):  # once a call: what a place starts from
+            if name in ("embedding", "left", "prefix_codes"):  # once a call: what a position starts from
                 child.register_forward_pre_hook(lambda embedding, given: self.read.append(given[0].numel()))
         prior.get_submodule("norm").register_forward_pre_hook(
             lambda norm, given: self.scored.append(given[0].shape[:-1].numel())

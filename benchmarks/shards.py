@@ -37,6 +37,7 @@ from smalti.core.allocator import keep_memory
 from smalti.core.progress import counting
 from smalti.data.code_shards import CodeBatch, dtype_of, open_codes
 from smalti.data.sources import open_source
+from smalti.data.splits import split_crops
 from smalti.encoding.condition_encoding import tokenizer_encoder
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGAN
@@ -44,7 +45,6 @@ from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.launcher import launch
 from smalti.training.loop import stream
 from smalti.training.runs import encode_images
-from smalti.training.stage1 import crops
 from smalti.training.stage2 import PriorStage
 
 IMAGES = 24
@@ -109,7 +109,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     encoding = (time.process_time() - began) / IMAGES
     shards, tokenizer = open_codes(folder / "codes"), load_tokenizer(folder / "tokenizer")
     stage = PriorStage(options, shards, Unconditional(), tokenizer, fabric=launch(options.run), about={})
-    training, _ = crops(open_source(folder / "images"), options.encode.images, channels=3, seed=0)
+    training, _ = split_crops(open_source(folder / "images"), options.encode.images, channels=3, seed=0)
     kept, read = stage.batches(0), stream(training, start=0, run=options.run, fabric=stage.fabric)
     encode, chance = tokenizer_encoder(tokenizer, training.to_images).encode, torch.Generator()
 

@@ -259,14 +259,6 @@ def first_readable(dataset: Readable, order: Iterable[int] | None = None) -> int
     return None
 
 
-def holding_out(parts: tuple[Crops, Crops], index: int) -> tuple[Crops, Crops]:
-    """Training and held-out images -> the same with the training image number `index` among the held-out ones."""
-    training, held_out = (part.images for part in parts)
-    fewer, more = (*training[:index], *training[index + 1 :]), (*held_out, training[index])
-    record = DamageRecord(parts[0].source, [len(fewer), len(more)])
-    return parts[0].of(fewer, record=(record, 0)), parts[1].of(more, record=(record, 1))
-
-
 B_co = TypeVar("B_co", covariant=True)
 Fields = tuple[Tensor, ...]
 

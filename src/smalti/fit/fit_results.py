@@ -16,6 +16,7 @@ from smalti.core.devices import pick_device
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.loader import Crops, in_order, spread
 from smalti.data.sources import Source
+from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
@@ -26,7 +27,6 @@ from smalti.images.seams import with_kept_pixels
 from smalti.pipeline import Pipeline
 from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.run_folder import read_metrics
-from smalti.training.stage1 import crops
 
 SAMPLES, COMPLETED, SHOWN = 16, 4, 8
 WIDER = 4
@@ -67,7 +67,7 @@ def fit_results(out: Path, source: Source, *, tokenizer: TokenizerTraining, prio
     in it: `samples`, `panorama.png`, `completion.png`."""
     pipeline, shards = Pipeline.from_pretrained(out).to(pick_device("auto")), open_codes(out / "codes")
     channels = tokenizer.model.autoencoder.channels
-    held_out = crops(source, tokenizer.images, channels=channels, seed=tokenizer.run.seed)[1]
+    held_out = split_crops(source, tokenizer.images, channels=channels, seed=tokenizer.run.seed)[1]
     ratios, use = [], CodeUse(pipeline.tokenizer.size)
     for batch in in_order(held_out, batch=BATCH):
         codes = pipeline.encode(batch.images)

@@ -219,7 +219,7 @@ class RunFolder:
 
 
 def _read_notes(state: Path) -> dict[str, Any]:
-    """The notes of the training loop beside a state; empty for states of smalti 0.1."""
+    """The notes of the training loop in the folder of a state; empty where it has none."""
     notes: dict[str, Any] = read_json(state / NOTES) if (state / NOTES).is_file() else {}
     return notes
 

@@ -20,8 +20,9 @@ from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.contents import CONTENTS, contents
 from smalti.data.file_types import FILE_TYPES, FileType, file_type_of
-from smalti.data.loader import first_readable, holding_out
+from smalti.data.loader import first_readable
 from smalti.data.sources import held_out_order, open_source
+from smalti.data.splits import holding_out, split_crops
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
 from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
@@ -33,7 +34,7 @@ from smalti.training.launcher import first_alone, is_started_with_others, launch
 from smalti.training.loop import Stage, fit
 from smalti.training.run_folder import RunFolder
 from smalti.training.run_page import write_page
-from smalti.training.stage1 import TokenizerStage, crops
+from smalti.training.stage1 import TokenizerStage
 from smalti.training.stage2 import PriorStage, blocks
 
 OWN = ("auto", "labels", "unconditional")
@@ -285,7 +286,7 @@ def encode_images(
     channels, cut = model.settings.autoencoder.channels, settings.images
     stored = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
     source = open_source(data, file_type=file_type_of({**stored, **about}, channels=channels))
-    parts = crops(source, cut, channels=channels, seed=seed)
+    parts = split_crops(source, cut, channels=channels, seed=seed)
     model_device = next(model.parameters()).device
     pairs = paired_images(conditions, parts, factor=model.factor, device=model_device) if conditions else None
     if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
