@@ -12,15 +12,16 @@ from typing import final
 import torch
 from torch import Tensor
 
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, prefix_of
+from smalti.generation.sliding_window import prefix_of
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.base import Prior
 from smalti.prior.window import window_at
 
 
 @final
-class AnyOrderWindowDecoding(DecodingStrategy):
+class AnyOrderWindowDecoding(PriorDecoding):
     """Completion of grids larger than the window: outpainting, and holes in large images.
 
     Missing codes are generated row by row. The window over a code is placed as for raster order; its known and
@@ -48,6 +49,11 @@ class AnyOrderWindowDecoding(DecodingStrategy):
                 offsets.append(position.offset)
         self.prefix, self.read_first = null_prefix, request.known.new_empty(0)  # (B or 2 B, P), offsets; of this window
         self.cache = prior.empty_cache(window=(rows, columns))
+
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        is_larger = not prior.covers(request.grid)
+        return prior.knows_any_order and is_larger and bool(request.known_positions.any())
 
     def _position(self, row: int, column: int, *, window: tuple[int, int]) -> CodePosition:
         at = window_at(row, column, grid=self.request.grid, window=window, middle=self.request.middle)

@@ -23,15 +23,23 @@ from smalti.core.arguments import check_finite
 from smalti.core.errors import SmaltiError
 from smalti.generation.any_order_windows import AnyOrderWindowDecoding
 from smalti.generation.code_sampler import CodeSampler
+from smalti.generation.decoding_strategy import DecodingStrategy, PriorDecoding
 from smalti.generation.neighborhood_decoding import NeighborhoodDecoding
 from smalti.generation.parallel_decoding import ParallelDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding, sequence_order
+from smalti.generation.sliding_window import SlidingWindowDecoding, sequence_order
 from smalti.generation.speculative import with_speculation
 from smalti.generation.wavefront import row_ends
 from smalti.kernels.prepacked import prepacked
 from smalti.prior.base import Prior
-from smalti.prior.neighborhood import Neighborhood
+
+STRATEGIES: tuple[type[PriorDecoding], ...] = (
+    NeighborhoodDecoding,
+    ParallelDecoding,
+    AnyOrderWindowDecoding,
+    SlidingWindowDecoding,
+)
+"""The first that decodes a request is used."""
 
 
 class GenerationState(NamedTuple):
@@ -106,13 +114,8 @@ def decoding_strategy(prior: Prior, request: GenerationRequest) -> DecodingStrat
     """A prior and a request on its device -> the decoding strategy without speculation."""
     guided = request.sampler.guidance != 1
     null_prefix = prior.null_prefix(request.batch) if guided else request.known.new_empty(0, prior.prefix_length)
-    if isinstance(prior, Neighborhood):
-        return NeighborhoodDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    if request.parallel:
-        return ParallelDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    if prior.knows_any_order and not prior.covers(request.grid) and request.known_positions.any():
-        return AnyOrderWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    return SlidingWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
+    strategy = next(strategy for strategy in STRATEGIES if strategy.decodes(prior, request))
+    return strategy(prepacked(prior), request, null_prefix=null_prefix)
 
 
 @torch.no_grad()

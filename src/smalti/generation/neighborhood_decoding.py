@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy
 from smalti.generation.wavefront import CodePosition
+from smalti.prior.base import Prior
 from smalti.prior.neighborhood import AttentionContext, Neighborhood, PrefixAttention
 from smalti.prior.transformer import apply_rotary
 from smalti.prior.window import Window
@@ -90,7 +91,7 @@ class RowCacheAttention(AttentionContext):
 
 
 @final
-class NeighborhoodDecoding(DecodingStrategy):
+class NeighborhoodDecoding(PriorDecoding):
     """Decoding with a neighborhood transformer: all codes of a wave in one call, one position each."""
 
     def __init__(self, prior: Neighborhood, request: GenerationRequest, *, null_prefix: Tensor) -> None:
@@ -105,6 +106,10 @@ class NeighborhoodDecoding(DecodingStrategy):
             self.row_cache = RowCacheAttention(
                 (height, width), prefix=prior.encode_prefix(free_codes), radius=prior.radius
             )
+
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        return isinstance(prior, Neighborhood)
 
     def _fit_prefix(self, prefix: Tensor, height: int, width: int) -> Tensor:
         """The prefix of an image, or an unconditional one of the trained size -> the prefix of an image."""

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, prefix_of, sequence_order
+from smalti.generation.sliding_window import prefix_of, sequence_order
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.base import Prior
 from smalti.prior.cache import BranchCache
@@ -38,7 +39,7 @@ def step_sizes(count: int, steps: int) -> list[int]:
 
 
 @final
-class ParallelDecoding(DecodingStrategy):
+class ParallelDecoding(PriorDecoding):
     """One window over the whole image: the last code before a step is read once for each code of the step, with its
     position as the target.
 
@@ -67,6 +68,10 @@ class ParallelDecoding(DecodingStrategy):
         steps = [(start, end) for start, end in pairwise(ends) if end > num_done]  # a resumed one omits whole steps
         self.schedule = [positions[start:end] for start, end in steps]
         self.lengths = [start for start, _ in steps]
+
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        return request.parallel > 0
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         prior, positions, length = self.prior, self.schedule[wave], self.lengths[wave]

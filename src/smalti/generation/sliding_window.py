@@ -1,4 +1,4 @@
-"""Decoding strategies: the logits of each wave, computed in few calls and with cached keys and values.
+"""The sliding window: the logits of each wave, computed in few calls and with cached keys and values.
 
 Letters: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
 last of them.
@@ -6,7 +6,6 @@ last of them.
 
 from __future__ import annotations
 
-import abc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, final
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
 from smalti.generation.wavefront import CodePosition, batch_wave, wavefront_schedule
 from smalti.prior.base import Prior
@@ -30,22 +30,6 @@ MAX_CACHE_BYTES = 2**30
 """Maximum size in bytes of the cached keys and values of windows that are used again."""
 
 
-class DecodingStrategy(abc.ABC):
-    """An image's codes -> logits of the codes to generate next, wave after wave."""
-
-    schedule: list[list[CodePosition]]
-    """The positions of each wave."""
-
-    @abc.abstractmethod
-    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
-        """Codes so far (B, h, w), complete up to wave number `wave` -> batches of its positions with their float32
-        logits.
-
-        Logits are (1, m, B, K), or (2, m, B, K) with guidance: conditional, then unconditional. Call it once per
-        wave, in order. Codes of the same wave that are generated in the meantime do not matter.
-        """
-
-
 class _WindowState(NamedTuple):
     """One window, or several in one call: their prefixes, with guidance the unconditional ones below, and the
     prior's cache."""
@@ -55,7 +39,7 @@ class _WindowState(NamedTuple):
 
 
 @final
-class SlidingWindowDecoding(DecodingStrategy):
+class SlidingWindowDecoding(PriorDecoding):
     """Decoding with a prior that reads one window at a time: a whole sequence per code, or its end if the window
     has a cache.
 
@@ -75,6 +59,10 @@ class SlidingWindowDecoding(DecodingStrategy):
         self.schedule = self._schedule()
         self.remaining_uses = Counter(position.window for wave in self.schedule for position in wave)
         self.states: dict[Window, _WindowState] = {}
+
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        return True
 
     def _schedule(self) -> list[list[CodePosition]]:
         missing = self.request.missing_positions

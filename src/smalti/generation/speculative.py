@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding, prefix_of
+from smalti.generation.decoding_strategy import DecodingStrategy
+from smalti.generation.sliding_window import SlidingWindowDecoding, prefix_of
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.window import Window
 
