@@ -38,7 +38,7 @@ from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nll
 from smalti.prior.window import Window, window_at
 from smalti.prior_folder import load_prior
 from smalti.reports.number_format import signed
-from tests.experiment_helpers import page, run_and_read
+from tests.experiment_helpers import page, run_and_read, step_folder
 from tests.generation.test_code_sampler import small
 from tests.reference import earliest
 from tests.small import write_recipe
@@ -95,29 +95,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def found(home: Path) -> dict[str, Any]:
-    """The steps in `result.json`."""
-    steps: dict[str, Any] = json.loads((home / "out" / "result.json").read_text())["steps"]
-    return steps
-
-
-def folder(home: Path, found: dict[str, Any], step: str) -> Path:
-    path: Path = home / "out" / found[step]["folder"]
-    return path
-
-
 def pipeline_of(home: Path, found: dict[str, Any], way: str) -> Pipeline:
     name = {TILES: WINDOW, WHOLE: f"{WHOLE}-{named(LARGEST)}"}.get(way, way)
-    tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
-    return Pipeline(tokenizer, *load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior")))
+    tokenizer = load_tokenizer(step_folder(home, found, "tokenizer"))
+    return Pipeline(tokenizer, *load_prior(find_model(step_folder(home, found, f"prior-{name}"), kind="prior")))
 
 
 def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[Tensor, list[ImageCrop]]:
     """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part
     lies."""
-    source = open_source(folder(home, found, "scenes") / "images")
-    tokenizer, (H, W) = load_tokenizer(folder(home, found, "tokenizer")), PLACES[grid]
+    source = open_source(step_folder(home, found, "scenes") / "images")
+    tokenizer, (H, W) = load_tokenizer(step_folder(home, found, "tokenizer")), PLACES[grid]
     _, others = split(source.images, validation=HELD_OUT)
     assert len(others) > IMAGES
     cuts, places = [], []
@@ -136,7 +124,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
     home: Path, found: dict[str, Any], grid: tuple[int, int]
 ) -> None:
     codes, places = held_out(home, found, grid)
-    shards = open_codes(folder(home, found, f"codes-{named(grid)}") / "codes")
+    shards = open_codes(step_folder(home, found, f"codes-{named(grid)}") / "codes")
     examples = [shards.validation[index, 0] for index in range(len(shards.validation))]
     assert torch.equal(torch.stack([example.codes for example in examples]), codes)
     condition = pipeline_of(home, found, COORDINATES).condition
@@ -203,7 +191,7 @@ def test_images_are_what_the_program_generates(
                 pipeline.request_for([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)),
             )
         )
-    files = sorted((folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
+    files = sorted((step_folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
         assert np.array_equal(pixels(file), image)
@@ -215,11 +203,11 @@ def test_seams_and_structure_are_those_of_the_images(
 ) -> None:
     compared = found[f"compare-{named(grid)}"]["outcome"]
     if way == "real":
-        path, row = folder(home, found, f"compare-{named(grid)}") / "real", compared["real"]
+        path, row = step_folder(home, found, f"compare-{named(grid)}") / "real", compared["real"]
         again = pipeline_of(home, found, WINDOW).decode(held_out(home, found, grid)[0])
         assert np.array_equal(np.stack([pixels(file) for file in sorted(path.glob("*.png"))]), to_array(again))
     else:
-        path, row = folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
+        path, row = step_folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
     images = torch.stack([to_tensor(pixels(file)) for file in sorted(path.glob("*.png"))])
     assert row["seams"] == seams(images, F, window=2)
     assert (row["seams"] is None) == (grid == SMALLEST), "a single tile has no borders"
@@ -232,7 +220,7 @@ def test_seams_and_structure_are_those_of_the_images(
 
 def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]) -> None:
     notes = {
-        name: json.loads(folder(home, found, f"prior-{name}").with_suffix(".json").read_text())
+        name: json.loads(step_folder(home, found, f"prior-{name}").with_suffix(".json").read_text())
         for name in (*GROWING, f"{WHOLE}-{named(LARGEST)}")
     }
     trainings = {name: note["settings"]["training"] for name, note in notes.items()}
@@ -361,4 +349,4 @@ def test_mistakes_are_sentences(
 
 def test_images_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="omit --data"):
-        run_and_read("window", tmp_path / "out", ExperimentRequest(data=folder(home, found, "scenes") / "images"))
+        run_and_read("window", tmp_path / "out", ExperimentRequest(data=step_folder(home, found, "scenes") / "images"))
