@@ -14,12 +14,14 @@ from typing import Any, final
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_json
-from smalti.core.settings import Positive, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, as_mapping, parse, settings
 from smalti.core.version import __version__
 from smalti.fit.found_conditions import FoundCondition
 from smalti.fit.inspection import Inspection
 
 FILE = "fit.json"
+STREAMED = "images"
+"""The folder in the output folder with the images of a stream."""
 STAGES = ("tokenizer", "prior")
 _UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
 
@@ -37,6 +39,12 @@ class FitRequest:
     """Conditions that are left out."""
     overrides: tuple[str, ...] = ()
     """`tokenizer.a.b=c` and `prior.a.b=c`."""
+    stream: Natural = 0
+    """The number of images to copy from a data set on the Hub; 0 downloads the whole data set."""
+
+    def folder(self, out: Path) -> Path:
+        """The images that are trained on, in a fit whose output folder is `out`."""
+        return out / STREAMED if self.stream else Path(self.images)
 
     def stage_overrides(self, stage: str) -> list[str]:
         """The overrides of one stage, without its name. Raises `SmaltiError` for an override of neither stage."""
@@ -86,7 +94,7 @@ class StateFile:
         if self.folder.exists() and not self.folder.is_dir():
             raise SmaltiError(f"{self.folder} is a file; name a folder with --out")
         if not self.path.is_file():
-            if self.folder.is_dir() and any(not entry.name.startswith(".fit.json") for entry in self.folder.iterdir()):
+            if self.folder.is_dir() and any(not self._is_ours(entry.name, request) for entry in self.folder.iterdir()):
                 raise SmaltiError(f"{self.folder} is not empty and holds no {FILE}; choose another --out")
             return None
         content = read_json(self.path)
@@ -103,6 +111,10 @@ class StateFile:
                 "--out"
             )
         return state
+
+    @staticmethod
+    def _is_ours(name: str, request: FitRequest) -> bool:
+        return name.startswith(f".{FILE}") or (name == STREAMED and request.stream > 0)
 
     def write(self, state: FitState) -> FitState:
         """Write the state, whole or not at all, and return it."""
