@@ -1,4 +1,5 @@
-"""Tar shards: what is a sample, its label, any place at any time, every kind of damage, and the same as WebDataset sees."""
+"""Tar shards: what is a sample, its label, any place at any time, every kind of damage,
+and the same as WebDataset sees."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def red(source: Source, place: int) -> int:
     return int(source.read(source.images[place], 3)[0, 0, 0])
 
 
-# ------------------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------------------- what is
+# there
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -150,7 +152,8 @@ def test_info_says_what_shards_and_maps_hold(tmp_path: Path) -> None:
         assert all(line in " ".join(done.output.split()) for line in lines), done.output
 
 
-# ------------------------------------------------------------------------------------------------------------------- labels
+# -------------------------------------------------------------------------------------------------------------------
+# labels
 
 
 def test_labels_stand_nearby_an_image_or_are_its_folder(tmp_path: Path) -> None:
@@ -229,7 +232,8 @@ def test_one_image_of_a_sample_is_taken(tmp_path: Path) -> None:
         open_source(tmp_path / "c.tar")
 
 
-# ------------------------------------------------------------------------------------------------------------------- damage
+# -------------------------------------------------------------------------------------------------------------------
+# damage
 
 
 def test_shards_without_images_say_what_they_hold(tmp_path: Path) -> None:
@@ -284,7 +288,8 @@ def test_a_shard_that_goes_away_later_costs_its_images(tmp_path: Path) -> None:
         red(source, 11)
 
 
-# ------------------------------------------------------------------------------------------------------------------- streams
+# -------------------------------------------------------------------------------------------------------------------
+# streams
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +353,8 @@ def test_webdataset_sees_the_same(tmp_path: Path) -> None:
         assert stream.read() == sample["png"]
 
 
-# ----------------------------------------------------------------------------------------------- other systems, other programs
+# ----------------------------------------------------------------------------------------------- other systems, other
+# programs
 
 
 def special(path: Path, files: dict[str, bytes], members: dict[str, tuple[bytes, str]]) -> Path:

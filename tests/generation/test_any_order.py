@@ -1,4 +1,5 @@
-"""Generation with priors that know any order: known codes first, any order after them, windows, steps of several codes."""
+"""Generation with priors that know any order: known codes first, any order after them, windows, steps
+of several codes."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class Config:
 
 
 def _kept(config: Config) -> dict[str, Any]:
-    """What says nothing about the network, but something to their pipelines: it is kept in `about` and written again."""
+    """What says nothing about the network, but something to their pipelines: it is kept in `about`
+    and written again."""
     return {
         "sample_size": config.sample_size,
         "scaling_factor": config.scaling_factor,

@@ -2,8 +2,8 @@
 stages).
 
 Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
-its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown key
-is an error.
+its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown
+key is an error.
 """
 
 from __future__ import annotations

@@ -208,7 +208,8 @@ def _selection_settings(selection: CandidateSelection) -> dict[str, int]:
 
 
 def _condition_texts(known: Sequence[str], *, other: Sequence[str], **options: str | None) -> dict[str, str]:
-    """The condition options as typed -> their values by the model's condition keys. Raises `SmaltiError` for other keys."""
+    """The condition options as typed -> their values by the model's condition keys. Raises `SmaltiError`
+    for other keys."""
     given = {name: text for name, text in options.items() if text is not None}
     for name in given:
         if name not in known:
@@ -321,7 +322,8 @@ def complete(
     codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
-            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in the mask, "
+            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in the "
+            "mask, "
             "or give a --canvas larger than the image"
         )
     selection = _selection(pipeline, None, label=label, best_of=best_of)

@@ -29,18 +29,18 @@ def read_segmentation(path: Path) -> Tensor:
 
 
 def read_depth(path: Path) -> Tensor:
-    """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest depth spread to
-    -1 and 1. Raises `DamagedImage`.
+    """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest
+    depth spread to -1 and 1. Raises `DamagedImage`.
     """
     return spread(torch.from_numpy(label_maps.read_depth(path, name=str(path))))[None]
 
 
 def read_edges(path: Path) -> Tensor:
-    """A photograph -> itself, (3,H,W) float32 in [-1,1], of which edges are still to be made; edges that are drawn, white on
-    black -> the map (1,H,W) of them. What has no colors is such a drawing.
+    """A photograph -> itself, (3,H,W) float32 in [-1,1], of which edges are still to be made; edges that are drawn,
+    white on black -> the map (1,H,W) of them. What has no colors is such a drawing.
 
-    Numbers 0 and 1 are black and white. Raises `DamagedImage` for what has no colors and is mostly light, as a photograph in
-    gray, and for what is no image.
+    Numbers 0 and 1 are black and white. Raises `DamagedImage` for what has no colors and is mostly light, as a
+    photograph in gray, and for what is no image.
     """
     image = read_image(path, channels=3, name=str(path), bits=16)  # (H,W,3)
     gray, white = image[:, :, :1], np.iinfo(image.dtype).max

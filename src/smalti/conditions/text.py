@@ -63,7 +63,8 @@ class TextSettings:
 
 
 def train_vocabulary(captions: Iterable[str], *, max_size: int) -> str:
-    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text of a JSON file.
+    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text
+    of a JSON file.
 
     Texts are normalized before they are split: Unicode's form NFKC, lower case, single spaces. The same captions give
     the same vocabulary, whatever their order.

@@ -12,7 +12,8 @@ from smalti.core.errors import SmaltiError
 
 
 def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
-    """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and for less than `least`."""
+    """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and
+    for less than `least`."""
     wanted = "a whole number" if least is None else f"a whole number from {least} on"
     try:
         number = operator.index(value)
@@ -68,6 +69,7 @@ def check_finite(numbers: Tensor, *, what: str) -> None:
     """
     if not torch.compiler.is_compiling() and not bool(numbers.detach().isfinite().all()):
         raise SmaltiError(
-            f"{what} are not finite (NaN or infinite): the weights of the model are damaged; copy or convert it again, or go back "
+            f"{what} are not finite (NaN or infinite): the weights of the model are damaged; copy or convert it again, "
+            "or go back "
             "to an earlier checkpoint"
         )

@@ -1,4 +1,5 @@
-"""How much memory and how many cores there are for this process; what is far beyond that is refused before anything is done."""
+"""How much memory and how many cores there are for this process; what is far beyond
+that is refused before anything is done."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def machine_memory() -> int:
 
 
 def available_cores() -> int:
-    """How many cores this process may use, at least 1: a batch system or a container often allows fewer than the machine has."""
+    """How many cores this process may use, at least 1: a batch system
+    or a container often allows fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
@@ -35,7 +37,8 @@ def check_memory(needed: int, what: str) -> None:
     most = machine_memory()
     if most and needed > most:
         raise SmaltiError(
-            f"{what} would take about {_in_words(needed)} of memory, and this machine has {_in_words(most)}; ask for less"
+            f"{what} would take about {_in_words(needed)} of memory, and this machine has {_in_words(most)}; ask for "
+            "less"
         )
 
 

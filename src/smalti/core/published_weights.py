@@ -1,8 +1,8 @@
 """Published weights of pretrained networks: a name -> a local or downloaded file -> tensors.
 
 A file is looked for in the folder that the environment variable `SMALTI_WEIGHTS` names, then in the cache folder
-(`SMALTI_CACHE`, else `$XDG_CACHE_HOME/smalti`, else `~/.cache/smalti`), and is otherwise downloaded to the cache under a
-temporary name, and renamed after its SHA-256 is checked. `SMALTI_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid downloads.
+(`SMALTI_CACHE`, else `$XDG_CACHE_HOME/smalti`, else `~/.cache/smalti`), and is otherwise downloaded to the cache under
+a temporary name, and renamed after its SHA-256 is checked. `SMALTI_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid downloads.
 The hash of a file that is already there is not checked, since other conversions of the same weights are valid too; a
 network that loads it checks keys and shapes.
 """

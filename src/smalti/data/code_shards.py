@@ -42,9 +42,11 @@ class PartSettings:
 
 @settings
 class PrefixSettings:
-    """The codes of a condition before those of each image: how many there are to choose from, and how many an image has.
+    """The codes of a condition before those of each image: how many there are to choose from,
+    and how many an image has.
 
-    `condition`: the plain values that its `save` gave, which wrote the rest into the folder. `fingerprint` names what made them.
+    `condition`: the plain values that its `save` gave, which wrote the rest into the folder.
+    `fingerprint` names what made them.
     """
 
     size: int
@@ -78,8 +80,8 @@ class CodeExample(NamedTuple):
 
 
 class CodeBatch(NamedTuple):
-    """Several images: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none is
-    kept.
+    """Several images: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none
+    is kept.
     """
 
     codes: Tensor

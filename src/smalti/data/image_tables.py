@@ -1,7 +1,7 @@
 """Data sets of the library `datasets`: tables in which a row is an image, perhaps with a label and captions.
 
-Read are saved data sets, folders of `.parquet` or `.arrow` files, and data sets of the Hugging Face Hub. Of several splits
-the one called `train` is read, or else the first. The library is imported when a table is opened.
+Read are saved data sets, folders of `.parquet` or `.arrow` files, and data sets of the Hugging Face Hub. Of several
+splits the one called `train` is read, or else the first. The library is imported when a table is opened.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def download_table(path: Path) -> ImageTable:
         found = datasets.load_dataset(name)
     except Exception as error:
         raise SmaltiError(
-            f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or download "
+            f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or "
+            "download "
             "it and give the folder"
         ) from error
     return ImageTable(_split(found, name), name)

@@ -91,7 +91,8 @@ def check_outputs(outputs: Iterable[Path], out: Path, *, inputs: Iterable[Path])
         head = read_head(path)
         if head is None or head.settings is None:
             raise SmaltiError(
-                f"the result {path} would replace a file that smalti did not write; choose another --out, or remove the file"
+                f"the result {path} would replace a file that smalti did not write; choose another --out, or remove "
+                "the file"
             )
 
 

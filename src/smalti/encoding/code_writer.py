@@ -160,7 +160,8 @@ def _saved(prefix: Prefix | None, folder: Path) -> PrefixSettings | None:
 
 
 def code_grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """The size (H, W) of an image -> (h, w) of its codes. Raises `SmaltiError` for sizes that `factor` does not divide."""
+    """The size (H, W) of an image -> (h, w) of its codes. Raises `SmaltiError` for sizes
+    that `factor` does not divide."""
     height, width = image_size
     if height % factor or width % factor:
         raise SmaltiError(f"images of {height}x{width} pixels do not divide into codes of {factor}x{factor} pixels")
@@ -278,8 +279,8 @@ class _Part:
 
 @final
 class _Copies:
-    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what is beside it (copies, ...): kept or
-    left out together.
+    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what is beside it (copies, ...):
+    kept or left out together.
     """
 
     def __init__(self, dataset: Encodable, copies: int) -> None:

@@ -143,8 +143,8 @@ def scored_positions(prior: Prior, known: Tensor) -> Tensor:
 
     They are the known codes that come after the first generated one in the prior's order: they did not guide it, and
     tell whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds
-    the generated codes, and what is left of the likelihood of the whole is that of these. Where no known code comes later,
-    they are the generated codes themselves.
+    the generated codes, and what is left of the likelihood of the whole is that of these. Where no known code comes
+    later, they are the generated codes themselves.
     """
     known = known.cpu()
     if prior.knows_any_order:  # every known code comes first

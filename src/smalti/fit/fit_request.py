@@ -81,7 +81,8 @@ class StateFile:
     def read(self, request: FitRequest) -> FitState | None:
         """The state of an earlier start of the same fit, None without one.
 
-        Raises `SmaltiError` for a folder that holds something else, and for a fit of another request, naming what differs.
+        Raises `SmaltiError` for a folder that holds something else, and for a fit of another request,
+        naming what differs.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise SmaltiError(f"{self.folder} is a file; name a folder with --out")
@@ -99,7 +100,8 @@ class StateFile:
         ]
         if differ:
             raise SmaltiError(
-                f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose another "
+                f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose "
+                "another "
                 "--out"
             )
         return state

@@ -97,8 +97,8 @@ def check(request: FitRequest, *, console: Console) -> FitState:
 def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
     """Images -> a generator in `out`, and the path of its report page. The same call again resumes.
 
-    Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of another
-    request, and when it is asked to stop.
+    Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of
+    another request, and when it is asked to stop.
     """
     if is_started_with_others():
         raise SmaltiError(

@@ -91,7 +91,8 @@ def find_conditions(source: Source, *, progress: Callable[[int, int], object]) -
 
 
 def chosen_conditions(found: Sequence[FoundCondition], *, without: Sequence[str]) -> tuple[FoundCondition, ...]:
-    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without` that was not found."""
+    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without`
+    that was not found."""
     names = [each.name for each in found]
     for name in without:
         if name not in names:

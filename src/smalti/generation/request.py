@@ -84,7 +84,8 @@ class GenerationRequest:
             raise SmaltiError(f"parallel = {self.parallel} is not a number of steps; give 0 for one code at a time")
         if self.parallel and self.speculate:
             raise SmaltiError(
-                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at 0"
+                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at "
+                "0"
             )
         count = height * width
         if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(count)):

@@ -45,7 +45,8 @@ def wavefront_schedule(missing: Tensor, *, window: tuple[int, int], middle: Midd
     )  # the wave of each code, counted from 1; 0 for one that is known
     schedule: list[list[CodePosition]] = []
     for row, top in enumerate(tops):
-        # The last wave of each column above, and of each w columns side by side, the first of which is the window's left.
+        # The last wave of each column above, and of each w columns side by side, the first of
+        # which is the window's left.
         above = latest[top:row].amax(dim=0) if row > top else torch.zeros(width, dtype=torch.int64)
         window_latest = above.unfold(0, window[1], 1).amax(dim=1).tolist()
         row_waves: list[int] = []

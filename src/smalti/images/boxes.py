@@ -26,7 +26,8 @@ def is_number(value: Any) -> bool:
 
 
 def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, float, float]:
-    """Left, top, width and height in pixels of an image of that size, or as fractions -> as fractions, within the image.
+    """Left, top, width and height in pixels of an image of that size, or as fractions -> as fractions,
+    within the image.
 
     Raises what `refuse` makes of what is no box, of one outside the image, and of fractions that reach beyond it.
     """
@@ -40,7 +41,8 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
         return left, top, width, height
     if size == SHARES and (min(left, top) < -_BEYOND or max(right, bottom) > 1 + _BEYOND):
         raise refuse(
-            f"the box {numbers!r} reaches beyond the image; give left, top, width, height as fractions of it, from 0 to 1, "
+            f"the box {numbers!r} reaches beyond the image; give left, top, width, height as fractions of it, from 0 "
+            "to 1, "
             "not in pixels"
         )
     if left > 1 or top > 1 or right < 0 or bottom < 0:

@@ -28,7 +28,8 @@ def periodic_error(images: Tensor, reconstructions: Tensor, *, period: int) -> T
     side, (height, width) = PATCHES * period, images.shape[2:]
     if min(height, width) < side:
         raise SmaltiError(
-            f"images of {height}x{width} are too small for a hatch term of period {period}, which needs {side} pixels each "
+            f"images of {height}x{width} are too small for a hatch term of period {period}, which needs {side} pixels "
+            "each "
             f"way; use larger images, or set hatch_weight to 0"
         )
     difference = (reconstructions - images)[:, :, : height // side * side, : width // side * side]

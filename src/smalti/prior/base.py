@@ -47,7 +47,8 @@ class Prior(nn.Module, abc.ABC):
         null_code: int | None,
     ) -> None:
         """`size`: image codes K. `condition_start`: the number of the first condition code in the vocabulary, 0 if
-        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix, None without one.
+        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix,
+        None without one.
         """
         super().__init__()
         self.size, self.prefix_length, self.grid, self.order = size, prefix_length, grid, order
@@ -110,7 +111,8 @@ class Prior(nn.Module, abc.ABC):
         if tuple(grid) != tuple(self.grid):
             raise SmaltiError(
                 f"this prior reads codes in the order {self.order!r}, which it learned for grids of {self.grid[0]} x "
-                f"{self.grid[1]} codes only, not for {grid[0]} x {grid[1]}; only a prior in raster order supports other sizes"
+                f"{self.grid[1]} codes only, not for {grid[0]} x {grid[1]}; only a prior in raster order supports "
+                "other sizes"
             )
         return torch.tensor(_cached_order(cast(Order, self.order), *self.grid), device=device)
 

@@ -42,8 +42,8 @@ def subsample(rows: int, columns: int) -> Tensor:
 
 
 def z_curve(rows: int, columns: int) -> Tensor:
-    """A grid (h, w) -> its raster places (n,) int64 along a Z-curve: by Morton's number, whose bits are in turn those of
-    the row and of the column, the row's above the column's."""
+    """A grid (h, w) -> its raster places (n,) int64 along a Z-curve: by Morton's number, whose bits are in turn those
+    of the row and of the column, the row's above the column's."""
     places = raster(rows, columns)
     number = torch.zeros_like(places)
     for bit in range(max(rows, columns).bit_length()):

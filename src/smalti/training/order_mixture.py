@@ -30,7 +30,8 @@ class OrderMixture:
     def _shares_fit(self) -> OrderMixture:
         if self.raster + self.random > 1 + 1e-9:
             raise ValueError(
-                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most 1"
+                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most "
+                "1"
             )
         return self
 

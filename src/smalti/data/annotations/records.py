@@ -1,6 +1,7 @@
 """The records of annotation files, as pydantic models: what a file must hold before it is made sense of.
 
-Boxes and the positions of keypoints are left as they are: `smalti.images.boxes` reads them, for files and for Python alike.
+Boxes and the positions of keypoints are left as they are: `smalti.images.boxes` reads them, for files and
+for Python alike.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class ReconstructionSettings:
     """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained
     on."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
-    measured on all."""
+    """Fraction of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers
+    are measured on all."""
     images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
