@@ -52,7 +52,7 @@ def chosen(home: Path) -> dict[str, Any]:
         },
         "modern": {"recipe": recipe},
         "without": [{"name": "no-average", "changes": ["run.ema_half_life=0"]}],
-        "sets": [{"name": "light", "size": [SIDE, SIDE]}, 
+        "sets": [{"name": "light", "size": [SIDE, SIDE]},
             {"name": "wide", "size": [SIDE, 2 * SIDE], "data": str(home / "a")}],
         "minutes": 0.005,
         "pace_seconds": 0.01,

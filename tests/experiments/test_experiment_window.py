@@ -345,7 +345,7 @@ def test_every_scale_can_be_planned(scale: str) -> None:
         ({"sizes": [[2, 4]], "whole": []}, "", "that are as high as the scenes, 16 pixels"),
         ({"window": [2, 1], "sizes": [[4, 3]], "whole": []}, "", "sides of multiples of 8"),
         ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
-        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "", 
+        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "",
             "neighborhood=\\[...\\], or set parameters_wi"),
         ({}, "prior.network.layers=2", "decides network.layers itself"),
         ({}, "prior.condition=unconditional", "decides condition itself"),
