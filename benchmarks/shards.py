@@ -127,7 +127,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
 
 
 def seconds(run: Callable[[], object], *, steps: int) -> float:
-    """Processor time of one run, of several in a row."""
+    """CPU time of one run, of several in a row."""
     began = time.process_time()
     for _ in range(steps):
         run()

@@ -1,6 +1,6 @@
 """Both stages joined: a condition -> codes -> images; completion and reconstruction of images.
 
-Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
+Notation: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Pipeline:
         key, such as `label="dusk"` or `segmentation=labels`; without any, generation is unconditional. Sizes above
         the trained size use the sliding window. `speculate` is the number of draft codes per call: the image is the
         same, with fewer calls of the prior. `parallel` is a number of steps, several codes in each: faster and
-        approximate, for priors that know any order. Raises `SmaltiError` for an unknown key or label (listing the
+        approximate, for any-order priors. Raises `SmaltiError` for an unknown key or label (listing the
         known ones), for sizes that are not multiples of f, and for speculation and parallel steps above the trained
         size.
         """
@@ -237,7 +237,7 @@ class Pipeline:
     ) -> Tensor:
         """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
 
-        A code is kept if its whole tile is. A prior that knows any order conditions each new code on all kept ones.
+        A code is kept if its whole tile is. An any-order prior conditions each new code on all kept ones.
         Others generate in raster order: each is conditioned on the codes above and to its left; kept codes below and
         to the right stay, but do not influence the codes before them. Kept pixels are the given ones, with a seam
         that cannot be seen (`images.seams`); with `blend` False all are the decoder's. `fill` as in `known_codes`.

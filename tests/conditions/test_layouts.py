@@ -332,4 +332,4 @@ def test_previews_draw_boxes_centers_and_crops() -> None:
     assert inked(dots, 4 / 7, 2 / 7)
     assert not inked(dots, 0.5, 1.0)
     assert np.array_equal(centers.preview(centers.encode([[]])[0]), np.full((256, 256, 3), 255))
-    LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is no error
+    LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is not an error

@@ -132,7 +132,7 @@ def test_the_folder_of_an_evaluation_holds_nothing_else(tmp_path: Path) -> None:
     check_folder(tmp_path / "c")
     with pytest.raises(SmaltiError, match=r"report\.html exists without a result of .* choose another --out"):
         check_folder(tmp_path / "a")
-    with pytest.raises(SmaltiError, match=r"result\.json is no result .* choose another --out"):
+    with pytest.raises(SmaltiError, match=r"result\.json is not a result .* choose another --out"):
         check_folder(tmp_path / "b")
 
 

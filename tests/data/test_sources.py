@@ -113,7 +113,7 @@ def test_paths_that_are_no_source_are_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tgz", "b.tar.gz", "C.TAR.ZST"])
 def test_compressed_shards_are_reported_as_such(name: str, tmp_path: Path) -> None:
-    """`smalti info` and `smalti reconstruct` said that they are no image."""
+    """`smalti info` and `smalti reconstruct` said that they are not image."""
     fill(tmp_path, {name: b"\x1f\x8b" + bytes(600)})
     assert holds_many(tmp_path / name)
     with pytest.raises(SmaltiError, match="compressed"):

@@ -253,17 +253,17 @@ def test_a_truncated_shard_is_reported_wherever_it_is_cut(tmp_path: Path) -> Non
     cut = tmp_path / "cut.tar"
     for size in (0, 100, 512, 700, second - 1, second + 1, second + 300, second + 512, second + 600):
         cut.write_bytes(whole[:size])
-        with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file \(.*\); copy or write it again"):
+        with pytest.raises(SmaltiError, match=r"cut\.tar is not a whole tar file \(.*\); copy or write it again"):
             open_source(cut)
     spoilt = bytearray(whole)
     spoilt[second + 5] ^= 0xFF
     cut.write_bytes(spoilt)
-    with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file \(it ends within or after 0\.png"):
+    with pytest.raises(SmaltiError, match=r"cut\.tar is not a whole tar file \(it ends within or after 0\.png"):
         open_source(cut)
     cut.write_bytes(whole[: 4 * second])  # all members, but no mark of the end, which some writers leave out
     assert len(open_source(cut).images) == 4
     cut.write_text("no tar file" * 100)
-    with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file"):
+    with pytest.raises(SmaltiError, match=r"cut\.tar is not a whole tar file"):
         open_source(cut)
 
 
@@ -430,7 +430,7 @@ def test_shards_in_a_row_are_one(tmp_path: Path) -> None:
     assert [red(source, place) for place in range(3)] == [0, 1, 2]
     for cut in (len(parts[0]) + 700, len(parts[0]) + 10):
         (tmp_path / "x.tar").write_bytes(b"".join(parts)[:cut])
-        with pytest.raises(SmaltiError, match=r"x\.tar is no whole tar file"):
+        with pytest.raises(SmaltiError, match=r"x\.tar is not a whole tar file"):
             open_source(tmp_path / "x.tar")
 
 

@@ -238,7 +238,7 @@ def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]
     trainings = {name: note["settings"]["training"] for name, note in notes.items()}
     assert trainings[WINDOW]["run"]["batch"] == 8
     fewer = {**trainings[WINDOW], "run": {**trainings[WINDOW]["run"], "batch": 1}}
-    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes a step"
+    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes per step"
     assert trainings[COORDINATES] == {**trainings[WINDOW], "condition": "coordinates"}
     assert trainings[NEIGHBORHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBORHOOD]["network"]}
     assert [note["after"][1] for note in notes.values()] == ["codes-2x2"] * 3 + ["codes-4x8"]

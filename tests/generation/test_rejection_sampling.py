@@ -123,7 +123,7 @@ def test_the_first_of_equals_is_kept() -> None:
         progress=lambda done, total: reported.append((done, total)),
     )
     assert chosen.candidates.tolist() == [0, 0]
-    assert reported == [(8 * row, 72) for row in range(1, 10)]  # two images, four codes a row
+    assert reported == [(8 * row, 72) for row in range(1, 10)]  # two images, four codes per row
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_use_is_remembered_until_each_code_has_had_its_turns() -> None:
 
 
 def test_codes_that_are_all_used_alike_are_not_called_dead_by_chance() -> None:
-    """256 codes, 16 vectors a step. With a memory of 20 steps, 1.25 uses a code, hundreds of codes restarted."""
+    """256 codes, 16 vectors per step. With a memory of 20 steps, 1.25 uses a code, hundreds of codes restarted."""
     made, generator = quantizer(codebook_size=256), seeded(0)
     features = noise(1, 3, 4, 4)
     moved = [

@@ -121,7 +121,7 @@ def write(
 
 
 def _folder(path: Path) -> Path | None:
-    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` where there is only another model of
+    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` if there is only another model of
     theirs."""
     if path.is_file():
         path = path.parent if path.name == CONFIG or path.name.startswith(_STEM) else path

@@ -103,7 +103,7 @@ class Part(NamedTuple):
 
 
 def take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
-    """What stands under a key that must be there. Raises `SmaltiError` where it is missing."""
+    """What stands under a key that must be there. Raises `SmaltiError` if it is missing."""
     if key not in values:
         raise SmaltiError(f"{where}: the key {key!r} is missing")
     return values[key]

@@ -36,7 +36,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")]
 Label = Annotated[str | None, typer.Option(help="Class label; without it, generation is unconditional.")]
 Text = Annotated[str | None, typer.Option(help="A description of the image, for a model conditioned on captions.")]
-Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one label number per pixel.")]
+Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one class index per pixel.")]
 Depth = Annotated[str | None, typer.Option(help="A depth map: an image file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
 Conditions = Annotated[

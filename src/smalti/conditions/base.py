@@ -1,6 +1,6 @@
 """The common interface of all conditions: a value -> prefix codes for the prior.
 
-Letters: B batch, P prefix codes, C number of condition codes, h w grid of codes.
+Notation: B batch, P prefix codes, C number of condition codes, h w grid of codes.
 """
 
 from __future__ import annotations

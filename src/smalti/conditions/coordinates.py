@@ -1,7 +1,7 @@
 """The position of each code in the image as a condition: the paper's way to generate faces and other aligned
 images.
 
-Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels. Source: arXiv 2012.09841, section 3.2,
+Notation: B batch, H W pixels, h w grid of codes, f = H/h, L levels. Source: arXiv 2012.09841, section 3.2,
 "generating high-resolution images".
 """
 

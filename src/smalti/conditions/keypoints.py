@@ -1,6 +1,6 @@
 """Keypoints of figures as a condition: poses of persons, or corners of houses.
 
-Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
+Notation: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
 (Esser et al., arXiv 2012.09841, section 4.2) generates persons from poses that are drawn as images; here the points
 themselves are the codes, one each, so no separate tokenizer is needed.
 """

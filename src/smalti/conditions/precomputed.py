@@ -1,6 +1,6 @@
 """Condition codes that are computed elsewhere and passed to the prior unchanged.
 
-Letters: B batch, P prefix codes.
+Notation: B batch, P prefix codes.
 """
 
 from __future__ import annotations

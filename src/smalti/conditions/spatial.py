@@ -1,6 +1,6 @@
 """Images of another kind as a condition, encoded by their own tokenizer: segmentations, depth, edges, other images.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes. Source: arXiv
+Notation: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes. Source: arXiv
 2012.09841, section 3.2, "conditioned synthesis": the condition has its own VQGAN, and its codes precede those of
 the image.
 """
@@ -197,7 +197,7 @@ class SpatialCondition(Condition):
             _KINDS[self.settings.kind].image(value, self.channels, self.key)
 
     def _image(self, value: Tensor) -> Tensor:
-        """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
+        """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one per label."""
         kind = _KINDS[self.settings.kind]
         return kind.image(kind.prepare(self._labeled(value)), self.channels, self.key)
 

@@ -19,7 +19,7 @@ def machine_memory() -> int:
     with suppress(AttributeError, ValueError, OSError):  # systems without these names
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for limit in _LIMITS:
-        with suppress(ValueError, OSError):  # "max" is no number
+        with suppress(ValueError, OSError):  # "max" is not a number
             found.append(int(Path(limit).read_text()))
     return min((size for size in found if size > 0), default=0)
 
@@ -33,7 +33,7 @@ def available_cores() -> int:
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise `SmaltiError` where `what` takes more bytes than this machine has; that it takes less is no promise."""
+    """Raise `SmaltiError` if `what` takes more bytes than this machine has; that it takes less is no promise."""
     most = machine_memory()
     if most and needed > most:
         raise SmaltiError(

@@ -138,7 +138,7 @@ def cache_folder() -> Path:
 def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
     """A name in `WEIGHTS` -> the path of its file, downloaded if it is in neither folder.
 
-    Raises `SmaltiError` for an unknown name, a `SMALTI_WEIGHTS` that is no folder, and when a download is needed but
+    Raises `SmaltiError` for an unknown name, a `SMALTI_WEIGHTS` that is not a folder, and when a download is needed but
     forbidden, refused, cut short or not the published file. The message says where to get the file and where to put it.
     """
     if name not in WEIGHTS:
@@ -157,7 +157,7 @@ def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
 def found_weights(name: str) -> Path | None:
     """A name in `WEIGHTS` -> its file in one of the folders, None where it would have to be downloaded.
 
-    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
+    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is not a folder.
     """
     paths = (folder / file for folder in _folders() for file in WEIGHTS[name].files)
     return next((path for path in paths if path.is_file()), None)

@@ -114,7 +114,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def flattened(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested plain values -> the dotted key and the value of each that is no section."""
+    """Nested plain values -> the dotted key and the value of each that is not a section."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flattened(value, prefix=f"{prefix}{key}.")

@@ -3,7 +3,7 @@
 Covariances of few or flat images have hundreds of equal eigenvalues, and some libraries' divide-and-conquer does not
 converge on them. What fails in one basis, or in one library, does not fail in another.
 
-Letters: D N sides.
+Notation: D N sides.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class PrefixSettings:
 
 @settings
 class CodesSettings:
-    """The content of `codes.json`. `grid` is (h, w), `factor` how many pixels a code is high and wide."""
+    """The content of `codes.json`. `grid` is (h, w), `factor` the height and width of a code in pixels."""
 
     format: int
     fingerprint: str
@@ -156,7 +156,7 @@ class CodeSet:
                 yield np.asarray(shard[first : first + step]).reshape(-1)
 
     def check(self, largest: int) -> None:
-        """Raise `SmaltiError` when a code that was read is no code of the codebook."""
+        """Raise `SmaltiError` when a code that was read is not a code of the codebook."""
         self._check(largest, self._size, str(self._arguments[1]))
 
     def _check(self, largest: int, size: int, what: str) -> None:

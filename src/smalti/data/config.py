@@ -14,7 +14,7 @@ class ImageSettings:
     """What the files are, and what is cut out of each."""
 
     file_type: Literal["color", "labels", "depth", "edges"] = "color"
-    """"color": images, of 1, 3 or 4 channels, as the model has. "labels": maps with one number a pixel, each of which
+    """"color": images, of 1, 3 or 4 channels, as the model has. "labels": maps with one number per pixel, each of which
     has a channel of the model. "depth": maps of one channel, each spread from its nearest to its farthest. "edges": of
     images, one channel, found as they are read. A tokenizer that says of
     itself what it reads is given that when images are encoded."""

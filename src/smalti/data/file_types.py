@@ -1,7 +1,7 @@
 """What the files of a data set are, and what a tokenizer is given of them: images, label maps, depths.
 
 A file becomes an array, which is scaled, cut and kept; a cut becomes what an example holds; and a batch of examples
-becomes, on its device, what the tokenizer is given. A label map stays one number a pixel until then.
+becomes, on its device, what the tokenizer is given. A label map stays one number per pixel until then.
 
 B batch, C channels, H W pixels.
 """
@@ -51,7 +51,7 @@ class FileType(ABC):
 
     @abstractmethod
     def check(self, channels: int) -> None:
-        """Raise `SmaltiError` where a tokenizer of this many channels cannot be given this kind."""
+        """Raise `SmaltiError` if a tokenizer of this many channels cannot be given this kind."""
 
     @abstractmethod
     def width(self, channels: int) -> int:

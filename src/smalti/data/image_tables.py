@@ -30,7 +30,7 @@ class ImageTable:
     """A table with a column of images. It can be handed to other processes."""
 
     def __init__(self, rows: Any, where: str) -> None:
-        """`rows`: a `datasets.Dataset`. Raises `SmaltiError` where it has no column of images, and no rows."""
+        """`rows`: a `datasets.Dataset`. Raises `SmaltiError` if it has no column of images, and no rows."""
         import datasets
 
         columns = dict(rows.features)

@@ -120,7 +120,7 @@ class Crops:
         raise self._too_many_damaged()
 
     def example(self, index: int, draw: int) -> Example:
-        """The example of image `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
+        """The example of image `index` itself. Raises `DamagedImage` if `crops[index, draw]` would step to the
         next one.
         """
         kind = self.source.file_type

@@ -66,7 +66,7 @@ class CropAnnotator(Protocol):
         """The codes of image `index` in a `view`; `draw` seeds random choices."""
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
-        """Raise `SmaltiError` where the annotations of image `index`, called `key`, are for another (height, width)."""
+        """Raise `SmaltiError` if the annotations of image `index`, called `key`, are for another (height, width)."""
 
     def described(self) -> dict[str, Any]:
         """What decides it, as plain values."""
@@ -118,7 +118,7 @@ class PairedExamples:
 def paired_entries(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ...]:
     """Images of one source -> those of another with the same names, apart from the suffix, in that order.
 
-    Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` where
+    Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` if
     there is none, or more than one.
     """
     named: dict[str, list[ImageEntry]] = {}

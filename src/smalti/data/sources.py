@@ -266,7 +266,7 @@ class ShardSource(Source):
 
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
-    """The names of shards, below `path` or, where that is no folder, below the deepest folder
+    """The names of shards, below `path` or, where that is not a folder, below the deepest folder
     that holds all of them."""
     root = path if path.is_dir() else Path(os.path.commonpath([shard.parent for shard in shards]))
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
@@ -310,7 +310,7 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
     if path.is_dir():
         if (path / "scenes.json").is_file():
             raise SmaltiError(
-                f"{path} holds scenes, whose label maps, depths and edges are no images; for their {file_type.files} "
+                f"{path} holds scenes, whose label maps, depths and edges are not images; for their {file_type.files} "
                 "give "
                 f"{path / OF_SCENES.get(file_type.name, 'images')}"
             )

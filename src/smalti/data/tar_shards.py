@@ -210,7 +210,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise SmaltiError(f"{path} is no whole tar file ({error}); copy or write it again") from error
+        raise SmaltiError(f"{path} is not a whole tar file ({error}); copy or write it again") from error
 
 
 def _refuse_compressed(path: Path, file: BinaryIO) -> None:
@@ -265,7 +265,7 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
 
 
 def _as_text(value: Any) -> str | None:
-    """A label as it is in JSON -> its text, "" where there is none, None for what is no label.
+    """A label as it is in JSON -> its text, "" where there is none, None for a value that is not a label.
 
     1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` say nothing of a class.
     """
@@ -296,7 +296,7 @@ class Shards:
         self._process, self._lock = os.getpid(), threading.Lock()
 
     def read(self, extent: Extent) -> bytes:
-        """Raises `OSError` where a file is gone, and `EOFError` where it is shorter than it was."""
+        """Raises `OSError` if a file is gone, and `EOFError` where it is shorter than it was."""
         if self._process != os.getpid():  # forked: an open file would share its position with the parent's
             self._renew()
         with self._lock:  # several threads may read

@@ -26,7 +26,7 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
     """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to; one to a
     folder is a folder with the same files.
 
-    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is no zip
+    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is not a zip
     file, and for two members whose names differ only in their slashes.
     """
     try:

@@ -1,7 +1,7 @@
 """What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption,
 where the part lies, which objects and figures are in it.
 
-Letters: P prefix codes, h w grid of codes, H W pixels.
+Notation: P prefix codes, h w grid of codes, H W pixels.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Annotator(ABC):
 
     @abstractmethod
     def of(self, part: Crops) -> CropAnnotator:
-        """The crops of some images -> what is said about them. Raises `SmaltiError` where nothing is known of one."""
+        """The crops of some images -> what is said about them. Raises `SmaltiError` if nothing is known of one."""
 
 
 def view_box(view: View) -> Box:
@@ -372,4 +372,5 @@ ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int
     "keypoints": _Figures,
     "text": _Captions,
 }
-"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels a code."""
+"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w)
+and the pixels per code."""

@@ -112,7 +112,7 @@ def write_codes(
 
     False if the folder is there already and was made by the same tokenizer from the same images with the same
     settings; otherwise `SmaltiError` names what differs. It is also raised when the size of the images
-    is no multiple of the encoder's factor, when too many images are damaged, and when the disk refuses.
+    is not a multiple of the encoder's factor, when too many images are damaged, and if writing fails.
     """
     copies, training, validation, prefix = settings.copies, images.training, images.validation, images.prefix
     if copies < 1:

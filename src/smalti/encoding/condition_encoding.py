@@ -1,7 +1,7 @@
 """The conditions of images: files beside them that become codes by a tokenizer of their own,
 and annotations of their parts.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
 Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own,
 and its codes stand before those of the image.
 """
@@ -95,7 +95,7 @@ def _tokenizer_codes(model: VQGAN, to_images: Callable[[Tensor], Tensor], inputs
 def paired_images(
     sources: Sequence[ConditionSource], parts: tuple[Crops, Crops], *, factor: int, device: torch.device
 ) -> Pairs:
-    """The crops of training and held-out images, whose tokenizer has `factor` pixels a code -> the same
+    """The crops of training and held-out images, whose tokenizer has `factor` pixels per code -> the same
     with their condition.
 
     Raises `SmaltiError` for a tokenizer that is none, for images without a condition and for sizes that do not divide.

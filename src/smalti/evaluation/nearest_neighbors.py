@@ -4,7 +4,7 @@ The features have to be kept. `FeatureReservoir` bounds their number by choosing
 indices (an image's index is its number in the set, 0 to N-1), and so is the same for any order, batch size and number
 of processes.
 
-Letters: B batch, N M images of two sets, D features, S subsets.
+Notation: B batch, N M images of two sets, D features, S subsets.
 """
 
 from __future__ import annotations

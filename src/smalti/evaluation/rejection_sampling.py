@@ -4,7 +4,7 @@ As in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of 
 2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all
 samples of a class. So an image stays a function of its seed.
 
-Letters: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
+Notation: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
 """
 
 from __future__ import annotations

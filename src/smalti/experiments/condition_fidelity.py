@@ -1,6 +1,6 @@
 """Condition fidelity: how well generated images follow their condition, with a measure for each kind of condition.
 
-Letters: B images, H W pixels, n labels.
+Notation: B images, H W pixels, n labels.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def _whole_batches(count: float, batch: int) -> int:
 
 
 def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) -> None:
-    """Raise `SmaltiError` where the tokenizer or the prior would make too few steps."""
+    """Raise `SmaltiError` if the tokenizer or the prior would make too few steps."""
     steps = {
         "tokenizer": lengths["tokenizer"] / plan.tokenizer.run.batch,
         "prior": lengths["prior"] / (plan.prior.run.batch * images_codes(plan)),

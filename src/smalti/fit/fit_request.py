@@ -123,8 +123,8 @@ def seconds_of(text: str) -> float:
     compact = text.replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)(d|h|min|m|s)", compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:
-        raise SmaltiError(f"--time {text!r} is no time; write it with units, such as 45m, 1h or 1h30m")
+        raise SmaltiError(f"--time {text!r} is not a time; write it with units, such as 45m, 1h or 1h30m")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not seconds:
-        raise SmaltiError(f"--time {text!r} is no time at all; give minutes or hours, such as 45m or 1h")
+        raise SmaltiError(f"--time {text!r} is not a time at all; give minutes or hours, such as 45m or 1h")
     return seconds

@@ -1,6 +1,6 @@
 """What a finished fit can do: reconstructions, samples, a panorama by the sliding window, completions.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def request_for(
 def check(request: FitRequest, *, console: Console) -> FitState:
     """Look at the images and print what was found, what is cut and what should be changed.
 
-    Raises `SmaltiError` where nothing can be trained, and for an unknown name in `without`.
+    Raises `SmaltiError` if nothing can be trained, and for an unknown name in `without`.
     """
     source = open_source(Path(request.images))
     tokenizer = _image_training(request)

@@ -219,7 +219,7 @@ def _arrays(
     read: Callable[..., npt.NDArray[Any]],
     progress: Callable[[int, int], object],
 ) -> Iterator[npt.NDArray[Any]]:
-    """The arrays of maps. Raises `SmaltiError` where one cannot be read or is not as large as its image."""
+    """The arrays of maps. Raises `SmaltiError` if one cannot be read or is not as large as its image."""
     for done, (image, entry) in enumerate(pairs, 1):
         array = read(files.stream(entry), name=str(files.path / entry.key))
         try:

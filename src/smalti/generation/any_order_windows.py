@@ -1,6 +1,6 @@
-"""The sliding window of priors that know any order: each code is conditioned on all that its window holds.
+"""The sliding window of any-order priors: each code is conditioned on all that its window holds.
 
-Shapes: B batch, P prefix codes, h w grid, K image codes.
+Notation: B batch, P prefix codes, h w grid, K image codes.
 """
 
 from __future__ import annotations

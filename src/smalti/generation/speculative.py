@@ -6,7 +6,7 @@ before it. The prior's output for draft codes gives better drafts: Jacobi decodi
 early: the Gumbel coupling of So et al., arXiv 2510.24211. All randomness is in the noise and none in the
 acceptance, so the result equals one-by-one generation.
 
-Letters: B batch, K image codes, T codes before the last query, n draft codes per call, m queries per call.
+Notation: B batch, K image codes, T codes before the last query, n draft codes per call, m queries per call.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Under the sliding window a code depends only on the earlier codes in its window.
 codes up to half a window ahead. So a row can start before the row above ends, and codes of several rows are
 generated together. docs/high-resolution.md draws the waves and counts them.
 
-Letters: H W grid, h w window, P prefix codes, B sequences per position.
+Notation: H W grid, h w window, P prefix codes, B sequences per position.
 """
 
 from __future__ import annotations

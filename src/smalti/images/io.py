@@ -403,7 +403,7 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
     was made by.
 
     The settings stand as JSON in the PNG text under the keyword "smalti"; `read_settings` reads them back.
-    Raises `SmaltiError` when the disk refuses.
+    Raises `SmaltiError` if writing fails.
     """
     array = to_array(image) if isinstance(image, Tensor) else image
     assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"

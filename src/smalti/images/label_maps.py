@@ -26,9 +26,9 @@ _NUMPY = b"\x93NUMPY"  # the first bytes of an .npy file
 
 
 def read_labels(source: Path | BinaryIO, *, name: str) -> Array:
-    """An image file with one number a pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W,1) uint8 or uint16.
+    """An image file with one number per pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W,1) uint8 or uint16.
 
-    Raises `DamagedImage` for color images, for numbers that are no labels, and for what is no image.
+    Raises `DamagedImage` for color images, for numbers that are not labels, and for files that are not images.
     """
     numbers = read_numbers(source, name=name)
     if numbers.ndim != 2:
@@ -93,11 +93,11 @@ def _gray(numbers: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     if numbers.shape[2] == 4 and not (numbers[:, :, 3] == 255).all():
         depth: npt.NDArray[Any] = np.ascontiguousarray(numbers).view("<f4")[:, :, 0]
         if not (np.abs(depth) < _NO_DEPTH).all():  # no number fails too
-            raise DamagedImage(name, "is transparent, and its bytes are no depths; save it as grayscale")
+            raise DamagedImage(name, "is transparent, and its bytes are not depths; save it as grayscale")
         return depth
     if (numbers[:, :, :3] != numbers[:, :, :1]).any():
         raise DamagedImage(
-            name, "holds colors, and a depth one number a pixel; save it as grayscale, a TIFF of floats or .npy"
+            name, "holds colors, and a depth one number per pixel; save it as grayscale, a TIFF of floats or .npy"
         )
     first: npt.NDArray[Any] = numbers[:, :, 0]
     return first

@@ -67,7 +67,7 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     and 1 become black and white.
 
     Raises `DamagedImage` for transparent pixels, which are neither, for masks that are dark everywhere without being
-    black (their white would be lost), and for what is no image.
+    black (their white would be lost), and for files that are not images.
     """
     pixels = read_image(source, channels=4, name=name, bits=16)  # (H,W,4)
     most = np.iinfo(pixels.dtype).max

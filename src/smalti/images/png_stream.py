@@ -1,9 +1,9 @@
 """PNG files that are written row by row, so that no image of any size is ever in memory whole, and their heads.
 
 Pillow writes images that it holds, and pypng (0.20220715) neither filters rows nor writes text. So here is the small
-part of the format that is needed: 8 bits a channel, one stream of zlib, not interlaced.
+part of the format that is needed: 8 bits per channel, one stream of zlib, not interlaced.
 
-Letters: C channels, H W pixels, r rows of a strip, n = W C bytes of a row.
+Notation: C channels, H W pixels, r rows of a strip, n = W C bytes of a row.
 Source: Portable Network Graphics (PNG) Specification, third edition, W3C 2025: sections 5 (chunks),
 9 (filters), 12.7 (choice).
 """
@@ -42,7 +42,7 @@ def write_png(
 
     C is 1 (gray), 3 (color) or 4 (color and opacity). The settings stand in the file as `images.save_png` has them. The
     file has its name when it is whole; whatever `strips` raises leaves none.
-    Raises `SmaltiError` when the disk refuses.
+    Raises `SmaltiError` if writing fails.
     """
     write_atomically(path, lambda temporary: _write(temporary, iter(strips), size, settings))
 

@@ -4,7 +4,7 @@ A decoder does not give back the kept pixels exactly. So the given ones replace 
 different along the seam (mostly brightness and color) is taken out of the generated pixels as well: their correction
 is the difference on the kept side, smoothed, and fades with the distance from it.
 
-Shapes: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 PyTorch's own takes 1.1 to 1.5 times as long (docs/log.md). Without gradients PyTorch's is used, so that samples and
 likelihoods are equal on any machine.
 
-Shapes: B batch, N heads, T codes, d head dimension.
+Notation: B batch, N heads, T codes, d head dimension.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", sectio
 like by themselves, its CPU library does not. The loops are C (`winograd.c`). Results are within about 1e-5 of the
 largest one, ten times as far as the direct way's.
 
-Letters: B batch, C channels in, K channels out, H W pixels, P channels of a panel.
+Notation: B batch, C channels in, K channels out, H W pixels, P channels of a panel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Adversarial losses as pure functions: logits -> losses, gradients -> the weight between them, and the ramp.
 
-Letters: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on images of
+Notation: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on images of
 the data and on images of the generator. Every loss is a mean over all logits, so images of any size weigh alike.
 """
 

@@ -1,6 +1,6 @@
 """What all discriminators have in common.
 
-Letters: B batch, C channels, H W pixels, N logits of an image.
+Notation: B batch, C channels, H W pixels, N logits of an image.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Zhao, Liu, Lin, Zhu and Han 2020, "Differentiable Augmentation for Data-Efficien
 changes are differentiable, so the generator learns through them, and one draw serves an image and its reconstruction,
 so that the two differ in nothing else.
 
-Letters: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations

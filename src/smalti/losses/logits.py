@@ -3,7 +3,7 @@
 Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211): the mean squared
 difference of the logits of a ResNet-50. It asks for what an image shows and leaves textures to the other terms.
 
-Letters: B batch, C channels of the image (1 or 3), H W pixels, K classes.
+Notation: B batch, C channels of the image (1 or 3), H W pixels, K classes.
 """
 
 from __future__ import annotations

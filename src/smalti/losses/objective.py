@@ -8,7 +8,7 @@ Several processes have a share of the batch each. All losses are means over a sh
 training averages; the one quantity that is no mean, equation 7, is taken of gradients averaged here.
 So the step is that of one process.
 
-Letters: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 Source: arXiv 2012.09841, equations 5 to 7.
 """
 
@@ -313,7 +313,7 @@ def _adaptive(
         torch.autograd.grad(reconstructions, last_layer, gradient, retain_graph=True)[0]
         for gradient in (reconstruction_gradient, adversarial_gradient)
     ]
-    # Norms are no means: they are taken of the whole batch's gradients, not of those of this process's share.
+    # Norms are not means: they are taken of the whole batch's gradients, not of those of this process's share.
     data, real = all_reduce_mean(torch.stack(at_last_layer))
     return adaptive_weight(data, real, limit=settings.max_weight)
 

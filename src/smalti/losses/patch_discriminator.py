@@ -1,6 +1,6 @@
 """Patch discriminators: an image -> a grid of logits, one for each overlapping patch, high where the patch looks real.
 
-Letters: B batch, C channels, H W pixels, s patch size (the factor of space-to-depth), h w grid of patch logits.
+Notation: B batch, C channels, H W pixels, s patch size (the factor of space-to-depth), h w grid of patch logits.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Zhang, Isola, Efros, Shechtman and Wang 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric";
 here version 0.1 of its published weights. The networks are our own small definitions in torchvision's key names.
 
-Letters: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
+Notation: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 One number for each image, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's
 `nll_loss`.
 
-Letters: B batch, C channels (of a label map: one for each label), H W pixels.
+Notation: B batch, C channels (of a label map: one for each label), H W pixels.
 """
 
 from __future__ import annotations

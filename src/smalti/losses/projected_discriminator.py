@@ -5,7 +5,7 @@ mixed across channels and across scales by random convolutions that never learn 
 on a few of them; a small spectrally normalized head looks at each scale. Such a discriminator knows textures from its
 first step, and has too little freedom to overpower a generator.
 
-Letters: B batch, C channels (1 or 3), H W pixels, D h w width and grid of one feature map, M mixed channels, N logits.
+Notation: B batch, C channels (1 or 3), H W pixels, D h w width and grid of one feature map, M mixed channels, N logits.
 """
 
 from __future__ import annotations

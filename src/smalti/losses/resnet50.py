@@ -4,7 +4,7 @@ He, Zhang, Ren and Sun 2015, "Deep Residual Learning for Image Recognition", tab
 convolution (torchvision's choice, known as v1.5). Only what a frozen network needs:
 the norms use their stored statistics, always.
 
-Letters: B batch, C channels, H W pixels, h w grid of a feature map, K classes.
+Notation: B batch, C channels, H W pixels, h w grid of a feature map, K classes.
 """
 
 from __future__ import annotations

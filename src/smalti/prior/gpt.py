@@ -1,6 +1,6 @@
 """The prior of the paper: a GPT-2 with learned positions and one vocabulary for condition and image codes.
 
-Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+Notation: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
 prefix codes, h w grid, D width, N heads, d = D / N, K image codes, V codes of condition and image.
 
 Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as in minGPT. Unlike GPT-2, it does

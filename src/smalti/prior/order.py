@@ -3,7 +3,7 @@
 Esser et al., arXiv 2012.09841, in the appendix on the ordering of image representations. For the shapes that the
 original code supports, the orders here are equal to its own; the definitions hold for every other shape as well.
 
-Shapes: h w grid, n = h w codes. The raster index of row i and column j is i w + j.
+Notation: h w grid, n = h w codes. The raster index of row i and column j is i w + j.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """PixelSNAIL as a prior: causal convolutions on the grid of codes, between them attention over all codes so far.
 
-Shapes: B batch, P prefix codes, T codes of one call, t of them that are scored, n places of one call, s places so far
+Notation: B batch, P prefix codes, T codes of one call, t of them that are scored, n places of one call, s places so far
 (cache and call), h w grid, D width, A attended numbers, K image codes, C condition codes.
 
 Chen et al. 2017, arXiv 1712.09763, section 2, as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.2) puts it

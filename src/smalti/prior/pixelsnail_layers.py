@@ -1,6 +1,6 @@
 """The layers of PixelSNAIL: causal convolutions over sequences, gated residual blocks, attention.
 
-Shapes: B batch, n places of one call, s places so far (cache and call), D width, I O numbers in and out, N heads,
+Notation: B batch, n places of one call, s places so far (cache and call), D width, I O numbers in and out, N heads,
 A attended numbers, d = A / N, h w grid.
 
 Places are kept as the sequence that they are in raster order, (B, n, D), not as a map: a convolution that sees row r -

@@ -1,6 +1,6 @@
 """The modern prior: a decoder-only transformer with 2-D rotary positions and condition codes in a range of their own.
 
-Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+Notation: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
 prefix codes, h w grid, D width, N heads, d = D / N, K image codes, C condition codes.
 
 It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:

@@ -1,6 +1,6 @@
 """What a landscape is painted on: a grid of points that know their color, whose they are and how far they are.
 
-Colors lie as planes, (3, h, w), sRGB in [0, 1]. Letters: h w points of the grid, which is finer than the image.
+Colors lie as planes, (3, h, w), sRGB in [0, 1]. Notation: h w points of the grid, which is finer than the image.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What callers give a tokenizer, in the forms that people have: tensors of floats or bytes, Pillow's images, and codes.
 
-Letters: B batch, C channels, H W pixels, h w code grid, K size of the codebook.
+Notation: B batch, C channels, H W pixels, h w code grid, K size of the codebook.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Codes: TypeAlias = Tensor | npt.NDArray[Any]
 """Codes (B,h,w) of any type of whole numbers."""
 
 _FAR = 10.0
-"""A float beyond it is no pixel in [-1,1], whatever was computed with it."""
+"""A float beyond it is not a pixel in [-1,1], whatever was computed with it."""
 
 
 def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
 """The convolutional blocks that encoder and decoder are made of.
 
-Letters: B batch, C channels, H W height and width of the feature map.
+Notation: B batch, C channels, H W height and width of the feature map.
 Source: Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841),
 appendix A, table 7.
 """

@@ -1,6 +1,6 @@
 """Codes that are not quite right: some are replaced by codes near them, as codes that a prior samples may be.
 
-Letters: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
+Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
 Source: Qiu et al. 2025, "Robust latent matters: boosting image generation with sampling error synthesis" (RobustTok,
 arXiv 2503.08354).
 """

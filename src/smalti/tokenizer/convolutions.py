@@ -5,7 +5,7 @@ weights. Images are stored channels-last, the fastest layout for most of PyTorch
 is the exception: for 64 channels at 128 x 128 it takes up to three times as long as in the contiguous layout, copying
 both images there included.
 
-Letters: B batch, C channels of the image, K channels of the result, H W pixels of the result, k side of the kernel.
+Notation: B batch, C channels of the image, K channels of the result, H W pixels of the result, k side of the kernel.
 """
 
 from __future__ import annotations

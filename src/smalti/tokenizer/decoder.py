@@ -1,6 +1,6 @@
 """The decoder G: latents on the code grid -> images.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
 Source: arXiv 2012.09841, appendix A, table 7.
 """
 

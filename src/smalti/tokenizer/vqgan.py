@@ -1,6 +1,6 @@
 """The tokenizer: images <-> codes. Encoder, codebook and decoder, joined.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code,
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code,
 K number of codes: the size of the codebook, or of its code table.
 Source: arXiv 2012.09841, section 3.1 and figure 2.
 """

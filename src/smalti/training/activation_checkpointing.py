@@ -53,7 +53,7 @@ def tokenizer_stages(tokenizer: VQGAN) -> list[nn.Module]:
 
 
 def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
-    """Compile each module in place, when it is first used. Raises `SmaltiError` where nothing can be compiled.
+    """Compile each module in place, when it is first used. Raises `SmaltiError` if nothing can be compiled.
 
     Each is compiled for the sizes that it meets. Modules of one class share their code, and the compiler takes them for
     one whose sizes change: it would otherwise compile for any size,

@@ -5,7 +5,7 @@ In the decoder phase, the last part of a training, encoder and codebook are froz
 decoder trained on the codes of real images alone gets others in generation: those that a prior samples. So some codes
 are replaced by near ones, and the decoder learns to reconstruct the image nevertheless.
 
-Letters: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
+Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
 Sources: Qiu et al. 2025, "Robust latent matters" (RobustTok, arXiv 2503.08354) for the replaced codes, and "Image
 tokenizer needs post-training" (arXiv 2509.12474) for training the decoder alone.
 """
@@ -140,7 +140,7 @@ class FrozenCodebook(CodebookTraining):
 
 
 def encoding_parts(tokenizer: VQGAN) -> tuple[nn.Module, ...]:
-    """The parts of a tokenizer that decide which codes an image has, and which latents a code."""
+    """The parts of a tokenizer that decide which codes an image has, and which latents a code has."""
     return tokenizer.encoder, tokenizer.to_codes, tokenizer.quantizer
 
 

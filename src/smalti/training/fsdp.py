@@ -37,7 +37,7 @@ def sharding(processes: int, blocks: Callable[[Any], nn.ModuleList]) -> ModelPar
     """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts,
     which are gathered one at a time.
 
-    Raises `SmaltiError` where PyTorch is older than 2.6.
+    Raises `SmaltiError` if PyTorch is older than 2.6.
     """
     try:
         from torch.distributed.fsdp import fully_shard

@@ -5,7 +5,7 @@ that all is finite, optimizer steps.
 All three map (networks, images, inputs of the step) to a `StepResult`, and average over several processes and over the
 parts of a batch whose gradients are accumulated.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, equations 5 to 7, and its published code.
 """
 

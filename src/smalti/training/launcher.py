@@ -106,7 +106,7 @@ _PRECISIONS: dict[str, Callable[[str], dict[str, Any]]] = {  # of the accelerato
 def arranged(run: RunSettings) -> tuple[int, int]:
     """The settings and the environment -> devices on each machine, and machines.
 
-    Raises `SmaltiError` where both say a number and it is not the same.
+    Raises `SmaltiError` if both say a number and it is not the same.
     """
     if TorchElasticEnvironment.detect():
         started = int(os.environ["WORLD_SIZE"])

@@ -1,6 +1,6 @@
 """The orders in which an any-order prior reads its training images: one per image, drawn from a mixture.
 
-Shapes: B batch, h w grid, n = h w.
+Notation: B batch, h w grid, n = h w.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def train_tokenizer(
 
 
 def _file_type_of_training(settings: TokenizerTraining) -> FileType:
-    """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are
+    """What a tokenizer is to be trained on. Raises `SmaltiError` if its channels or its objective are
     for something else."""
     images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
     if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):

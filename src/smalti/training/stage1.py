@@ -1,6 +1,6 @@
 """Training of stage 1: the tokenizer with its losses and a discriminator.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, section 3.1.
 """
 

@@ -1,6 +1,6 @@
 """One step of stage 2: the prior on code shards.
 
-Letters: B batch, P prefix codes, h w code grid, K size of the codebook.
+Notation: B batch, P prefix codes, h w code grid, K size of the codebook.
 Source: arXiv 2012.09841, section 3.2.
 """
 
@@ -177,7 +177,7 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats per code on held-out images with their conditions, and the entropy of single codes;
+        """Nats per code on held-out images with their conditions, and the unigram entropy;
         each process has a share."""
         total, count = 0.0, 0
         most = -(-VALIDATION_IMAGES // self.settings.run.batch)

@@ -73,7 +73,7 @@ def _json(path: Path) -> Annotated:
     for fits, read in _FORMATS.values():
         if fits(content):
             return read(file, content)
-    raise SmaltiError(f"{file} is no file with annotations of objects that is read; there are: {_KNOWN}")
+    raise SmaltiError(f"{file} is not a file with annotations of objects that is read; there are: {_KNOWN}")
 
 
 # --- smalti's own --------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def _class_names(folder: Path) -> dict[str, str]:
         rows = [[normalized(cell) for cell in row] for row in csv.reader(lines) if row]
     rows = [row for row in rows if row != ["LabelName", "DisplayName"]]
     if not rows or any(len(row) != 2 for row in rows):
-        raise SmaltiError(f"{found[0]} is no table of classes; write a line such as /m/07j7r,Tree for each")
+        raise SmaltiError(f"{found[0]} is not a table of classes; write a line such as /m/07j7r,Tree for each")
     counts = Counter(name for _, name in rows)
     return {label: name if counts[name] == 1 else f"{name} ({label})" for label, name in rows}
 

@@ -105,7 +105,7 @@ def _refuse_idle(request: ExperimentRequest) -> None:
 
 
 def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tuple[int, int]:
-    """(H,W) to measure at. Raises `SmaltiError` where it is not made of each tokenizer's tiles."""
+    """(H,W) to measure at. Raises `SmaltiError` if it is not made of each tokenizer's tiles."""
     height, width = chosen.measured_at or (
         max(one.trained_on[0] for one in compared),
         max(one.trained_on[1] for one in compared),

@@ -1,6 +1,6 @@
 """The base class of quantizers: features -> codes and latents, and codes -> latents.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook.
 Source: arXiv 2012.09841, section 3.1.
 """
 

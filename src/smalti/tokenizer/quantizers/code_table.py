@@ -1,7 +1,7 @@
 """Code tables: the codes of a codebook <-> the codes that a quantizer shows to the world.
 
 Where a codebook is used in part, a table of the codes in use gives the prior a dense vocabulary.
-Letters: K size of the codebook, U codes in the table.
+Notation: K size of the codebook, U codes in the table.
 Source: the table of used codes in the code of arXiv 2012.09841.
 """
 

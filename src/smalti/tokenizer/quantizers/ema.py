@@ -1,6 +1,6 @@
 """Codes that are running means: each moves to the mean of the features that take it, without a gradient.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
 Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (VQ-VAE-2, arXiv
 1906.00446), section 2.1.
 """

@@ -1,6 +1,6 @@
 """Codes without a codebook: each number of a feature is bounded and rounded to one of a few levels.
 
-Letters: B batch, D numbers of a feature, h w code grid, L levels of a number, K = product of all L.
+Notation: B batch, D numbers of a feature, h w code grid, L levels of a number, K = product of all L.
 Source: Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple" (arXiv 2309.15505), section 3
 and appendix A.1.
 """

@@ -1,6 +1,6 @@
 """How the decoder's gradient reaches the features through the choice of a code, which has no derivative of its own.
 
-Letters: N vectors, D their dimension.
+Notation: N vectors, D their dimension.
 Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), section 3.2; Fifty et al. 2024, "Restructuring vector
 quantization with the rotation trick" (arXiv 2410.06424), section 4.
 """

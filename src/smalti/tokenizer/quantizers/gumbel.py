@@ -1,6 +1,6 @@
 """Codes at random: features -> one logit for each code -> a relaxed draw from the categorical distribution they make.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook,
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook,
 U codes in the code table (K without one).
 Sources: Jang, Gu, Poole 2017, "Categorical reparameterization with Gumbel-softmax" (arXiv 1611.01144); Ramesh et al.
 2021, "Zero-shot text-to-image generation" (DALL-E, arXiv 2102.12092), section 2.1 and appendix A.2; the Gumbel model in
@@ -73,7 +73,7 @@ class GumbelSettings:
     """k-means rounds that place the codes on the first images' features, where the nearest code is then the likeliest;
     0 starts logits and codes at random, as the original does, and leaves most codes unused for long."""
     kl_weight: Annotated[float, Field(ge=0)] = 5e-4
-    """Weight of the distance (in nats a position) of each position's distribution from the uniform one."""
+    """Weight of the distance (in nats per position) of each position's distribution from the uniform one."""
     straight_through: bool = True
     """In training the decoder sees the vector of one code, with the gradients of the mixture;
     False shows it the mixture."""

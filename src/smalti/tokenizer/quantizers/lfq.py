@@ -1,6 +1,6 @@
 """Codes without a codebook: the signs of the features, one bit for each number.
 
-Letters: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group.
+Notation: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group.
 Sources: Yu et al. 2023 (MAGVIT-v2, arXiv 2310.05737), section 3.1; Zhao et al. 2024 (BSQ, arXiv 2406.07548).
 """
 

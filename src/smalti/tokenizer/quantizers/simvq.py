@@ -1,6 +1,6 @@
 """A codebook that moves as a whole: random vectors that stay, times a matrix that learns.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
 Source: Zhu et al. 2024, "Addressing representation collapse in vector quantized models with one linear layer" (SimVQ,
 arXiv 2411.02038).
 """

@@ -1,6 +1,6 @@
 """The codebook Z: features -> nearest codes, and codes -> latents.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
 Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized
 codes of low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
 
@@ -102,7 +102,7 @@ def counted(codes: Tensor, size: int) -> Tensor:
 def forgotten(memory: float, *, vectors: int, size: int) -> float:
     """How much of the running use of `size` codes a step with so many vectors replaces: 1 - `memory`, or less.
 
-    A code of mean use is taken vectors / size times a step. Where that is little (16384 codes, 1024 vectors) hardly a
+    A code of mean use is taken vectors / size times per step. Where that is little (16384 codes, 1024 vectors) hardly a
     code is taken within the time that 0.95 remembers, and most would be called dead by chance. So the time is stretched
     until each has had `CHANCES` turns.
     """

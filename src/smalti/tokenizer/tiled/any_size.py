@@ -1,6 +1,6 @@
 """Codes <-> images of any size in bounded memory: a small image whole, a large one strip by strip.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code, r rows of a strip.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code, r rows of a strip.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no
     """Latents (B,D,h,w) -> images (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
 
     Images of more than `MAX_UNTILED_PIXELS` pixels are decoded one by one.
-    Raises `SmaltiError` where there is no room for a temporary file.
+    Raises `SmaltiError` if there is no room for a temporary file.
     """
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
     images = [
@@ -83,7 +83,7 @@ def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = no_progr
     """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
     Images of at most `MAX_UNTILED_PIXELS` pixels are one strip.
-    Raises `SmaltiError` where there is no room for a temporary file, and where
+    Raises `SmaltiError` if there is no room for a temporary file, and where
     weights are not finite.
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor

@@ -1,7 +1,7 @@
 """Maps of features that are written and read strip by strip, in memory or in a file, and know the moments
 of their channels.
 
-Letters: B batch, C channels, H W height and width of the map, r rows of a strip, G groups of a GroupNorm.
+Notation: B batch, C channels, H W height and width of the map, r rows of a strip, G groups of a GroupNorm.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class InMemory(Storage):
 
 @final
 class OnDisk(Storage):
-    """In a file without a name. Raises `SmaltiError` where the folder has no room for it.
+    """In a file without a name. Raises `SmaltiError` if the folder has no room for it.
 
     It is read and written, not mapped: the pages of a mapped file would count as memory of the process.
     """

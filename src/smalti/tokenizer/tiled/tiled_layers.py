@@ -2,7 +2,7 @@
 as from the whole image up to float rounding.
 
 Each convolution is one walk over a map, from top to bottom, in strips of rows. A strip is read with the row above and
-below it that the kernel reaches; the rows at a border of the strip that is no border of the map are computed and
+below it that the kernel reaches; the rows at a border of the strip that is not a border of the map are computed and
 dropped. GroupNorm's statistics are those of the whole map, gathered in float64 while the map was written. Attention has
 its keys and values whole, and its queries in pieces. Where a map is read for the last time,
 the result is written in its place.
@@ -19,7 +19,7 @@ again. Costs, for strips of r rows:
 Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for
 the whole of its map.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a
 code, T positions.
 """
 
