@@ -241,7 +241,7 @@ def test_errors_are_one_sentence(
     inside = fails(capfd, monkeypatch, images, "--out", images / "run", *recipe)
     assert "is in the folder of the images" in inside
     unknown = fails(capfd, monkeypatch, images, *out, *recipe, "--without", "label")
-    assert "--without label: this condition is no condition here; did you mean 'labels'?" in unknown
+    assert "--without label: this condition is not a condition here; did you mean 'labels'?" in unknown
     assert "write it with units" in fails(capfd, monkeypatch, images, *out, *recipe, "--time", "soon")
     assert "write it with units" in fails(capfd, monkeypatch, images, *out, *recipe, "--time", "60")
     stage = fails(capfd, monkeypatch, images, *out, *recipe, "--set", "run.images=3")

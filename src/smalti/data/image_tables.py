@@ -1,7 +1,7 @@
 """Data sets of the library `datasets`: tables in which a row is an image, perhaps with a label and captions.
 
-Read are saved data sets, folders of `.parquet` or `.arrow` files, and data sets of the Hugging Face Hub. Of several splits
-the one called `train` is read, or else the first. The library is imported when a table is opened.
+Read are saved data sets, folders of `.parquet` or `.arrow` files, and data sets of the Hugging Face Hub. Of several
+splits the one called `train` is read, or else the first. The library is imported when a table is opened.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ImageTable:
     """A table with a column of images. It can be handed to other processes."""
 
     def __init__(self, rows: Any, where: str) -> None:
-        """`rows`: a `datasets.Dataset`. Raises `SmaltiError` where it has no column of images, and no rows."""
+        """`rows`: a `datasets.Dataset`. Raises `SmaltiError` if it has no column of images, and no rows."""
         self._where, columns = where, columns_of(rows.features, where=where)
         if not len(rows):
             raise SmaltiError(f"{where} has no rows")
@@ -181,7 +181,8 @@ def _load(path: Path, **options: Any) -> Any:
         return _split(datasets.load_dataset(name, **options), name)
     except Exception as error:  # the library has an exception for each mistake
         raise SmaltiError(
-            f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or download "
+            f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or "
+            "download "
             "it and give the folder"
         ) from error
 

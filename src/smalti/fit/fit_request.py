@@ -89,7 +89,8 @@ class StateFile:
     def read(self, request: FitRequest) -> FitState | None:
         """The state of an earlier start of the same fit, None without one.
 
-        Raises `SmaltiError` for a folder that holds something else, and for a fit of another request, naming what differs.
+        Raises `SmaltiError` for a folder that holds something else, and for a fit of another request,
+        naming what differs.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise SmaltiError(f"{self.folder} is a file; name a folder with --out")
@@ -107,7 +108,8 @@ class StateFile:
         ]
         if differ:
             raise SmaltiError(
-                f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose another "
+                f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose "
+                "another "
                 "--out"
             )
         return state
@@ -133,8 +135,8 @@ def seconds_of(text: str) -> float:
     compact = text.replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)(d|h|min|m|s)", compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:
-        raise SmaltiError(f"--time {text!r} is no time; write it with units, such as 45m, 1h or 1h30m")
+        raise SmaltiError(f"--time {text!r} is not a time; write it with units, such as 45m, 1h or 1h30m")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not seconds:
-        raise SmaltiError(f"--time {text!r} is no time at all; give minutes or hours, such as 45m or 1h")
+        raise SmaltiError(f"--time {text!r} is not a time at all; give minutes or hours, such as 45m or 1h")
     return seconds

@@ -82,7 +82,7 @@ def request_for(
 def check(request: FitRequest, folder: Path, *, console: Console) -> FitState:
     """Look at the images in `folder` and print what was found, what is cut and what should be changed.
 
-    Raises `SmaltiError` where nothing can be trained, and for an unknown name in `without`.
+    Raises `SmaltiError` if nothing can be trained, and for an unknown name in `without`.
     """
     source = open_source(folder)
     tokenizer = _image_training(request)
@@ -103,8 +103,8 @@ def check(request: FitRequest, folder: Path, *, console: Console) -> FitState:
 def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
     """Images -> a generator in `out`, and the path of its report page. The same call again resumes.
 
-    Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of another
-    request, and when it is asked to stop.
+    Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of
+    another request, and when it is asked to stop.
     """
     if is_started_with_others():
         raise SmaltiError(
