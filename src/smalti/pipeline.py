@@ -399,7 +399,7 @@ class Pipeline:
         return window_nll(self.prior, prefix_at, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
-        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` unless all are in [0, 2^63) and count is positive."""
+        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` unless all are in [0, 2^63) and count > 0."""
         return seed_range(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = no_progress) -> Tensor:
