@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.conditions import spatial as module
-from smalti.images import io, large_planes
-from smalti.images.io import resize
+from smalti.images import large_planes, resizing
+from smalti.images.resizing import resize
 from tests.conditions.test_spatial import maps, value
 
 KINDS = ["segmentation", "depth", "edges", "image"]
@@ -40,11 +40,11 @@ def test_the_middle_of_a_thin_image_is_cut_out_in_strips(
     full: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.random.RandomState(0).randint(0, 65536, (*full, 1)).astype(np.uint16)
-    monkeypatch.setattr(io, "MOST_COVERING", 2**10)
-    whole = io.covered_middle(pixels, (24, 16))
+    monkeypatch.setattr(resizing, "MOST_COVERING", 2**10)
+    whole = resizing.covered_middle(pixels, (24, 16))
     monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 60)
     monkeypatch.setattr(large_planes, "WHOLE", 1)
-    assert np.abs(io.covered_middle(pixels, (24, 16)).astype(int) - whole).max() <= 1
+    assert np.abs(resizing.covered_middle(pixels, (24, 16)).astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

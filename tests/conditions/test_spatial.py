@@ -24,7 +24,8 @@ from smalti.data.sources import open_source
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
-from smalti.images.io import DamagedImage, edges, save_png, to_array, to_tensor
+from smalti.images.edge_maps import edges
+from smalti.images.io import DamagedImage, save_png, to_array, to_tensor
 from smalti.images.label_maps import spread
 from smalti.pipeline import Pipeline
 from smalti.prior import Neighborhood, NeighborhoodSettings

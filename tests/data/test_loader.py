@@ -25,7 +25,8 @@ from smalti.data.loader import Batch, Crops, Example, batches, first_readable, i
 from smalti.data.sources import held_out_order, open_source, split
 from smalti.data.splits import holding_out
 from smalti.data.splits import split_crops as parts_to_train
-from smalti.images.io import DamagedImage, center_crop, to_tensor
+from smalti.images.io import DamagedImage, to_tensor
+from smalti.images.resizing import center_crop
 from tests.data.test_sources import fill, make_image, zipped
 
 

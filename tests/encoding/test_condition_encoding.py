@@ -21,7 +21,8 @@ from smalti.data.file_types import COLOR, FILE_TYPES
 from smalti.data.loader import Crops
 from smalti.data.paired import AlignedCrops, PairedExamples, paired_entries
 from smalti.data.sources import open_source, split
-from smalti.images.io import edges, read_image, to_tensor
+from smalti.images.edge_maps import edges
+from smalti.images.io import read_image, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
 from smalti.prior import nll

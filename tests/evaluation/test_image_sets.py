@@ -30,7 +30,8 @@ from smalti.evaluation.measures import Measured, measure_sets
 from smalti.evaluation.nearest_neighbors import manifold
 from smalti.evaluation.prepared_images import FILTERS, PreparedImages, fitted, open_images
 from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, select_protocol
-from smalti.images.io import center_crop, resize_to_cover, save_png
+from smalti.images.io import save_png
+from smalti.images.resizing import center_crop, resize_to_cover
 from tests.feature_networks import Means, forbid_downloads, use_means, write_noise
 
 CPU = torch.device("cpu")

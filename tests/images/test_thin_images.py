@@ -18,8 +18,9 @@ from smalti.data.file_types import FILE_TYPES
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
 from smalti.evaluation.prepared_images import FILTERS, fitted
-from smalti.images import io as image_io
-from smalti.images.io import DamagedImage, is_excessive
+from smalti.images import resizing
+from smalti.images.io import DamagedImage
+from smalti.images.resizing import is_excessive
 from tests.conditions.test_spatial import maps, value
 
 THIN = (1, 6000)
@@ -38,7 +39,7 @@ def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return checked
 
     for name in ("_lanczos", "_nearest"):
-        monkeypatch.setattr(image_io, name, guarded(getattr(image_io, name)))
+        monkeypatch.setattr(resizing, name, guarded(getattr(resizing, name)))
     assert is_excessive(THIN, SIZE)
 
 
@@ -73,7 +74,7 @@ def test_evaluation_cuts_the_middle_out(filter: Any, channels: int) -> None:
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "edges", "image"])
 def test_maps_for_a_size_are_cut_and_others_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**16)
-    monkeypatch.setattr(image_io, "MOST_COVERING", 2**16)
+    monkeypatch.setattr(resizing, "MOST_COVERING", 2**16)
     condition, thin = maps(kind), value(kind, *THIN)
     fitted, grid = condition.fit(thin, grid=(16, 16))
     assert grid == (16, 16)

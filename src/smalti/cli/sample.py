@@ -276,8 +276,9 @@ def complete(
     from smalti.core.settings import as_mapping
     from smalti.generation.code_sampler import make_sampler
     from smalti.generation.request import center_on_canvas, check_generation_memory
-    from smalti.images.io import covered_middle, read_image, to_tensor
+    from smalti.images.io import read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
+    from smalti.images.resizing import covered_middle
     from smalti.images.seams import on_canvas
     from smalti.pipeline import Pipeline
 
@@ -372,7 +373,8 @@ def reconstruct(
     from smalti.data.outputs import check_outputs, output_paths, without_results
     from smalti.data.sources import holds_many, open_source
     from smalti.evaluation.metrics import CodeUse, psnr
-    from smalti.images.io import DamagedImage, center_crop, covered_middle, save_png
+    from smalti.images.io import DamagedImage, save_png
+    from smalti.images.resizing import center_crop, covered_middle
     from smalti.model_loading import read_tokenizer
     from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 

@@ -22,19 +22,10 @@ from smalti.conditions.map_files import read_depth, read_edges, read_segmentatio
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, as_mapping, settings
-from smalti.images.io import (
-    MOST_COVERING,
-    Array,
-    covered_middle,
-    covering_size,
-    edges,
-    is_excessive,
-    read_image,
-    resize,
-    to_array,
-    to_tensor,
-)
+from smalti.images.edge_maps import edges
+from smalti.images.io import Array, read_image, to_array, to_tensor
 from smalti.images.large_planes import strip_of
+from smalti.images.resizing import MOST_COVERING, covered_middle, covering_size, is_excessive, resize
 from smalti.tokenizer.tiled.any_size import MAX_UNTILED_PIXELS, tile_rows
 from smalti.tokenizer.tiled.tiled_layers import encode_tiled
 from smalti.tokenizer.vqgan import VQGAN

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 from smalti.core.errors import SmaltiError
-from smalti.images.io import Array, Filter, covering_size, crop, resize
+from smalti.images.io import Array
+from smalti.images.resizing import Filter, covering_size, crop, resize
 
 
 def uniform_numbers(seed: int, draw: int) -> tuple[float, float, float, float]:

@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.images.edge_maps import edges
 from smalti.images.io import (
     IMAGE_SUFFIXES,
     Array,
     Covering,
     DamagedImage,
-    Filter,
     check_covering,
-    edges,
     read_covering,
     read_image,
-    resize_to_cover,
     to_tensor,
 )
 from smalti.images.label_maps import DEPTH_SUFFIXES, LABEL_SUFFIXES, depth_levels, read_depth, read_labels
+from smalti.images.resizing import Filter, resize_to_cover
 
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""

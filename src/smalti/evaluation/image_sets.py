@@ -30,7 +30,8 @@ from smalti.evaluation.prepared_images import ArraySource, PreparedImages
 from smalti.evaluation.protocols import SetProtocol
 from smalti.evaluation.results import ExampleImage, Measured
 from smalti.evaluation.set_scores import score_sets
-from smalti.images.io import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
+from smalti.images.io import DamagedImage, read_settings, to_array, to_tensor
+from smalti.images.resizing import resize_shorter
 
 SAMPLERS_READ = 16
 """Number of sample files whose settings are read."""

@@ -29,16 +29,8 @@ from smalti.core.errors import SmaltiError
 from smalti.data.image_entries import ImageEntry
 from smalti.data.sources import Source, held_out_order, identity, open_source, split
 from smalti.evaluation.protocols import Filter, ImageProtocol
-from smalti.images.io import (
-    Array,
-    Box,
-    DamagedImage,
-    center_crop,
-    covered_middle,
-    covering_size,
-    is_excessive,
-    middle_box,
-)
+from smalti.images.io import Array, DamagedImage
+from smalti.images.resizing import PixelBox, center_crop, covered_middle, covering_size, is_excessive, middle_box
 
 READERS = min(4, available_cores())
 """Threads that read ahead. Decoders let other threads run, and so does PyTorch."""
@@ -71,7 +63,9 @@ def fitted(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
     return center_crop(_resized(array, *covering_size(full, size), FILTERS[filter]), size)
 
 
-def _resized(array: Array, height: int, width: int, resampling: Image.Resampling, *, box: Box | None = None) -> Array:
+def _resized(
+    array: Array, height: int, width: int, resampling: Image.Resampling, *, box: PixelBox | None = None
+) -> Array:
     """An image, or the `box` of it alone -> the same at another size."""
     if box is None and array.shape[:2] == (height, width):
         return array

@@ -21,7 +21,7 @@ from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
-from smalti.images.io import Array, grid, save_png
+from smalti.images.io import Array, make_image_grid, save_png
 from smalti.images.masks import kept_part
 from smalti.images.seams import with_kept_pixels
 from smalti.pipeline import Pipeline
@@ -90,7 +90,7 @@ def fit_results(out: Path, source: Source, *, tokenizer: TokenizerTraining, prio
         save_png(out / "samples" / f"{seed:04d}.png", image, settings={"seed": seed, "condition": caption})
     save_png(out / "panorama.png", panorama, settings={"seed": 1})
     rows = torch.cat(completion)
-    save_png(out / "completion.png", grid(rows, columns=len(completion[0]), gap=2), settings={"seed": 2})
+    save_png(out / "completion.png", make_image_grid(rows, columns=len(completion[0]), gap=2), settings={"seed": 2})
     return FitResults(
         figures={
             "psnr": float(torch.cat(ratios).mean()),

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 
-Levels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Wide: TypeAlias = npt.NDArray[np.uint16]
 
 _WHITE = 65535  # of 16 bits
@@ -74,7 +74,7 @@ def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
     return numbers
 
 
-def as_floats(levels: Levels) -> Tensor:
+def as_floats(levels: Array) -> Tensor:
     """(H,W,C) uint8 or uint16, or a batch of them -> (C,H,W) float32 in [-1,1]; black is -1, white is 1."""
     half = np.iinfo(levels.dtype).max / 2
     planes = np.ascontiguousarray(np.moveaxis(levels, -1, -3))  # first, while there is the least to move
@@ -99,7 +99,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Literal[8, 16]) -> Levels:
+def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Literal[8, 16]) -> Array:
     """A file that was opened and its stream -> its pixels (H,W,C) upright, as `smalti.images.read_image` says.
 
     Raises `ValueError` for numbers without an agreed range, and whatever decoders raise.
@@ -145,7 +145,7 @@ _WRONG_ORDER = {
 }
 
 
-def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: Storage = AS_GIVEN) -> Levels:
+def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: Storage = AS_GIVEN) -> Array:
     """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`:
     how its file held them."""
     if image.mode == "F":

@@ -25,7 +25,7 @@ from smalti.data.loader import Batch, Crops, Example, in_order, spread
 from smalti.data.sources import Source
 from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
-from smalti.images.io import grid
+from smalti.images.io import make_image_grid
 from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
@@ -347,7 +347,7 @@ class TokenizerStage(Stage):
             reconstructions, _ = tokenizer(images)
         both = torch.cat([images, reconstructions]).cpu().contiguous()
         shown = label_colors(both) if self.settings.images.file_type == "labels" else both
-        return grid(shown.contiguous(), columns=len(images), gap=2)
+        return make_image_grid(shown.contiguous(), columns=len(images), gap=2)
 
     def state(self) -> dict[str, Any]:
         return {

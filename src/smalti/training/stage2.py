@@ -21,7 +21,7 @@ from smalti.data.code_shards import CodeBatch, CodeShards, entropy
 from smalti.data.loader import in_order, spread
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
-from smalti.images.io import grid, to_tensor
+from smalti.images.io import make_image_grid, to_tensor
 from smalti.prior import Prior, nll, parameter_groups
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN
@@ -202,7 +202,7 @@ class PriorStage(Stage):
             previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
             previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
             images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
-        return grid(images, columns=8, gap=2)
+        return make_image_grid(images, columns=8, gap=2)
 
     def _sample_prefix(self, prior: Prior) -> Tensor:
         """The conditions of the samples, (B,P)."""

@@ -28,7 +28,7 @@ from smalti.experiments.class_network import Classifier, accuracy, train_classif
 from smalti.experiments.demo.findings import Results, findings
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
-from smalti.images.io import grid, save_png
+from smalti.images.io import make_image_grid, save_png
 from smalti.images.masks import kept_part
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
@@ -147,7 +147,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         completions=_completions(pipeline, shown, known, names),
     )
     for label, images in samples.items():
-        save_png(out / "images" / f"{label}.png", grid(images, columns=5, gap=2), settings={"label": label})
+        save_png(out / "images" / f"{label}.png", make_image_grid(images, columns=5, gap=2), settings={"label": label})
     for label, image in results.panoramas.items():
         save_png(out / "images" / f"panorama-{label}.png", image, settings={"label": label, "seed": 1})
     return results
