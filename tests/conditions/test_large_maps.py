@@ -51,11 +51,11 @@ def test_the_middle_of_a_thin_image_is_cut_out_in_strips(
 @pytest.mark.parametrize("grid", [(16, 16), None])
 def test_maps_are_fitted_in_strips(kind: str, grid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     condition, given = maps(kind), value(kind, 100, 130)
-    whole, _ = condition.fit(given, grid=grid)
+    whole, _ = condition.resize_to_grid(given, grid=grid)
     monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 7 * 130)
-    fitted, _ = condition.fit(given, grid=grid)
-    assert fitted.dtype == whole.dtype
-    assert torch.equal(fitted, whole)
+    resized, _ = condition.resize_to_grid(given, grid=grid)
+    assert resized.dtype == whole.dtype
+    assert torch.equal(resized, whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,5 +82,5 @@ def test_large_maps_are_encoded_in_strips(kind: str, scale: int, monkeypatch: py
 def test_nearest_pixels_are_those_of_training() -> None:
     """Labels are scaled without a copy of them in floats."""
     condition, labels = maps("segmentation"), value("segmentation", 96, 144).to(torch.uint8)
-    fitted, _ = condition.fit(labels, grid=(2, 3))
-    assert torch.equal(fitted, torch.from_numpy(resize(labels.numpy()[..., None], (8, 12), filter="nearest")[..., 0]))
+    resized, _ = condition.resize_to_grid(labels, grid=(2, 3))
+    assert torch.equal(resized, torch.from_numpy(resize(labels.numpy()[..., None], (8, 12), filter="nearest")[..., 0]))

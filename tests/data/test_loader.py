@@ -21,7 +21,7 @@ from smalti.core.errors import SmaltiError
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop, Crop, RandomCrop, uniform_numbers
 from smalti.data.damage import DamageRecord
-from smalti.data.loader import Batch, Crops, Example, batches, first_readable, in_order, spread
+from smalti.data.loader import Batch, Crops, Example, batches, evenly_spaced_batch, first_readable, in_order
 from smalti.data.sources import held_out_order, open_source, split
 from smalti.data.splits import holding_out
 from smalti.data.splits import split_crops as parts_to_train
@@ -380,5 +380,5 @@ def test_errors_of_worker_processes_stay_sentences(tmp_path: Path) -> None:
 
 def test_spread_takes_examples_from_all_over(tmp_path: Path) -> None:
     crops = made(tmp_path / "p", 9, crop=CenterCrop())
-    assert torch.equal(spread(crops, 3).images, torch.stack([crops[n, n].image for n in (0, 3, 6)]))
-    assert torch.equal(spread(crops, 20).images, next(in_order(crops, batch=9)).images)
+    assert torch.equal(evenly_spaced_batch(crops, 3).images, torch.stack([crops[n, n].image for n in (0, 3, 6)]))
+    assert torch.equal(evenly_spaced_batch(crops, 20).images, next(in_order(crops, batch=9)).images)

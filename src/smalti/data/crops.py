@@ -57,7 +57,7 @@ class Crop(ABC):
         """The settings, as plain values."""
 
 
-def cut(array: Array, view: View, *, filter: Filter) -> Array:
+def crop_to_view(array: Array, view: View, *, filter: Filter) -> Array:
     """(H', W', C) -> (H, W, C), what the view shows; `filter` is how the image is scaled, if it is."""
     if (array.shape[0], array.shape[1]) != view.whole:
         array = resize(array, view.whole, filter=filter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop, Crop, RandomCrop
 from smalti.data.damage import DamageRecord
@@ -25,7 +26,7 @@ def split_crops(
             f"{source.path} holds a single image; training needs at least two, one of them to validate on"
         )
     if max_held_out is not None and max_held_out < len(validation):
-        validation = tuple(validation[index * len(validation) // max_held_out] for index in range(max_held_out))
+        validation = tuple(validation[index] for index in evenly_spaced(len(validation), max_held_out))
     center = CenterCrop(zoom=images.zoom[0])
     crop: Crop = RandomCrop(zoom=images.zoom, flip=images.flip) if images.crop == "random" else center
     size, cache = images.size, images.cache_mib

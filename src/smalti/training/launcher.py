@@ -23,7 +23,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smalti.core.devices import check_count, pick_device
+from smalti.core.devices import check_device_count, pick_device
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.training.config import RunSettings
 from smalti.training.fsdp import sharding
@@ -40,7 +40,7 @@ def launch(run: RunSettings, *, blocks: Callable[[Any], nn.ModuleList] | None = 
     launcher started, and for a strategy or an accelerator that cannot be.
     """
     _check_strategy(run, blocks)
-    devices, nodes = arranged(run)
+    devices, nodes = device_counts(run)
     try:
         fabric = Fabric(
             accelerator=run.accelerator,
@@ -102,7 +102,7 @@ _PRECISIONS: dict[str, Callable[[str], dict[str, Any]]] = {  # of the accelerato
 }
 
 
-def arranged(run: RunSettings) -> tuple[int, int]:
+def device_counts(run: RunSettings) -> tuple[int, int]:
     """The settings and the environment -> devices on each machine, and machines.
 
     Raises `SmaltiError` if both say a number and it is not the same.
@@ -118,7 +118,7 @@ def arranged(run: RunSettings) -> tuple[int, int]:
     else:
         devices, nodes = run.devices or 1, run.nodes or 1
         if devices > 1:
-            check_count(run.accelerator, devices)
+            check_device_count(run.accelerator, devices)
         return devices, nodes
     devices, nodes = run.devices or here, run.nodes or started // here
     if devices * nodes != started:
@@ -161,7 +161,7 @@ def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> 
     return DDPStrategy(**options)
 
 
-def synchronized(module: nn.Module, *, fabric: Fabric) -> nn.Module:
+def with_synchronized_norms(module: nn.Module, *, fabric: Fabric) -> nn.Module:
     """A module -> the same with batch norms whose statistics are of all processes together.
 
     Raises `SmaltiError` on CPUs, for which PyTorch has none.
@@ -177,7 +177,7 @@ def synchronized(module: nn.Module, *, fabric: Fabric) -> nn.Module:
     return convert(module)
 
 
-def first_alone(fabric: Fabric, action: Callable[[], T]) -> T:
+def on_first_process(fabric: Fabric, action: Callable[[], T]) -> T:
     """Let the first process act while the others wait -> its result, in all. A `SmaltiError` there is raised in all."""
     if fabric.world_size == 1:
         return action()
@@ -193,7 +193,7 @@ def first_alone(fabric: Fabric, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the only one, or the first of those that a launcher started;
     known before they have met."""
     if "RANK" in os.environ:
@@ -201,7 +201,7 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK"))
 
 
-def is_started_with_others() -> bool:
+def is_one_of_several_processes() -> bool:
     """Whether torchrun or Slurm started this process as one of several."""
     if TorchElasticEnvironment.detect():
         return os.environ["WORLD_SIZE"] != "1"
@@ -209,11 +209,11 @@ def is_started_with_others() -> bool:
 
 
 @contextmanager
-def report_once() -> Iterator[None]:
+def errors_from_first_process() -> Iterator[None]:
     """Errors of all processes are reported by the first alone; the others exit with status 1 and print nothing."""
     try:
         yield
     except SmaltiError as error:
-        if is_first():
+        if is_first_process():
             raise
         raise SystemExit(1) from error

@@ -30,8 +30,8 @@ from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
 from smalti.training.initialization import Start
-from smalti.training.launcher import first_alone, is_started_with_others, launch
-from smalti.training.loop import Stage, fit
+from smalti.training.launcher import is_one_of_several_processes, launch, on_first_process
+from smalti.training.loop import Stage, train_stage
 from smalti.training.run_folder import RunFolder
 from smalti.training.run_page import write_page
 from smalti.training.stage1 import TokenizerStage
@@ -84,7 +84,7 @@ def train_tokenizer(
         **as_mapping(settings),
     }
     fabric = launch(settings.run)
-    folder = first_alone(fabric, lambda: RunFolder(out, config))
+    folder = on_first_process(fabric, lambda: RunFolder(out, config))
     about = {
         "smalti": __version__,
         "data": data.name,
@@ -163,7 +163,7 @@ def train_prior_on(
         codes["condition_fingerprint"] = meta.prefix.fingerprint
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
     fabric = launch(settings.run, blocks=blocks)
-    folder = first_alone(fabric, lambda: RunFolder(out, config))
+    folder = on_first_process(fabric, lambda: RunFolder(out, config))
     about = {"smalti": __version__, "images": len(shards.training)}
     stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console, work=work)
@@ -186,7 +186,7 @@ def _run(
     )
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
         say(console, _SLOW)
-    fit(stage, folder, run=run, fabric=fabric, progress=progress)
+    train_stage(stage, folder, run=run, fabric=fabric, progress=progress)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)
 
@@ -253,7 +253,7 @@ def codes_of(
             f"first smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
         )
     conditions = [ConditionSource(name) for name in names]
-    if is_started_with_others() and not (out / "codes.json").is_file():
+    if is_one_of_several_processes() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} "
             f"--out {out}, then train on {out}"

@@ -79,7 +79,7 @@ class Studio:
             value = condition.read(text)
         else:  # a text is never read as a path on this machine
             raise SmaltiError(f"the {part.key} takes {'a file' if as_file else 'text'}, not {text!r:.40}")
-        return condition.fit(value, grid=self.pipeline.grid(size))[0]
+        return condition.resize_to_grid(value, grid=self.pipeline.grid(size))[0]
 
     def canvas(self, key: str, file: Path, size: tuple[int, int]) -> str:
         """A label map file -> the mask editor's value for an image of a size (H,W), the inverse of `from_text`."""
