@@ -115,7 +115,7 @@ def test_a_hub_that_has_none_or_takes_none_is_reported(fake: Fake, monkeypatch: 
     with pytest.raises(SmaltiError, match=r"^the Hub did not take me/mosaic \(403 Forbidden\); log in"):
         pipeline().push_to_hub("me/mosaic", license="mit", about=ABOUT)
     for name in ("mosaic", "me/mosaic/x", "me/mo saic", "https://hub/me"):
-        with pytest.raises(SmaltiError, match="is no name of a repository; write owner/name"):
+        with pytest.raises(SmaltiError, match="is not a name of a repository; write owner/name"):
             pipeline().push_to_hub(name, license="mit", about=ABOUT)
 
 

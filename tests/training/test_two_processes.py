@@ -229,7 +229,7 @@ def test_slurm_decides(nowhere: pytest.MonkeyPatch) -> None:
     ("change", "sentence"),
     [
         ({"strategy": "fsdp"}, r"run.strategy = 'fsdp' is for priors: .*run.recompute=true"),
-        ({"strategy": "dp"}, r"run.strategy = 'dp' is none of auto, ddp, fsdp; did you mean 'ddp'"),
+        ({"strategy": "dp"}, r"run.strategy = 'dp' is not one of auto, ddp, fsdp; did you mean 'ddp'"),
         ({"accelerator": "abacus"}, r"cannot run on 1 x 'abacus'"),
     ],
 )

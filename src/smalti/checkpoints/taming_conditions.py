@@ -122,7 +122,7 @@ def _square(stage: ConditionStage, count: int) -> Grid:
     tried = ", ".join(grid_text(shape) for shape in (*shapes[::-1][:3], *nominal_shape))
     raise SmaltiError(
         f"{stage.where}: its transformer generates {count} codes, which is not a square, and the checkpoint does not "
-        f"contain their shape; give the grid, height x width: --grid HxW, in Python grid=(h, w)"
+        "contain their shape; give the grid, height x width: --grid HxW, in Python grid=(h, w)"
         f"{f' (such as {tried})' if tried else ''}"
     )
 

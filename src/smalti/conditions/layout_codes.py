@@ -218,8 +218,8 @@ def _overlap(first: Box, second: Box) -> float:
 def _to_view(box: Box, view: Box) -> Box:
     """A box in an image -> in a part of it, moved and scaled.
 
-    A box that begins outside the part is moved to its border and keeps its width or height: so it was done where the
-    original's models were trained. What reaches beyond the part on the other side is cut off.
+    A box that begins outside the part is moved to its border and keeps its width or height, as in the training of the
+    original's models. What reaches beyond the part on the other side is cut off.
     """
     left = min(max((box.left - view.left) / view.width, 0.0), 1.0)
     top = min(max((box.top - view.top) / view.height, 0.0), 1.0)

@@ -127,7 +127,7 @@ def _covered(begin: float, length: float, count: int) -> range:
 
 def outline(box: Box, *, side: int) -> tuple[float, float, float, float]:
     """A box -> the left, top, right and bottom of a rectangle in a preview of `side` pixels,
-    corners put right if exchanged."""
+    with exchanged corners corrected."""
     x = sorted((box.left * (side - 1), (box.left + box.width) * (side - 1)))
     y = sorted((box.top * (side - 1), (box.top + box.height) * (side - 1)))
     return x[0], y[0], x[1], y[1]

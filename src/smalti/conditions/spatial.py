@@ -104,7 +104,7 @@ class SpatialCondition(Condition):
             1.0, *(min_side * factor / side for min_side, side in zip(self.settings.grid, (height, width), strict=True))
         )
         resizes = grid is not None or scale > 1
-        if grid is None:  # what rounding has taken from a side that just fits is given back
+        if grid is None:  # rounding may have shortened a side that just fits
             grid = (int(height * scale / factor + 1e-6), int(width * scale / factor + 1e-6))
             if scale > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
                 raise SmaltiError(

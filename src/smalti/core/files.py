@@ -155,7 +155,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON -> its value. Raises `ValueError` for what is none, and for brackets nested too deep to be read."""
+    """JSON -> its value. Raises `ValueError` for invalid JSON, and for brackets nested too deep to be read."""
     try:
         return json.loads(text)
     except RecursionError as error:

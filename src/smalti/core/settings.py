@@ -61,7 +61,7 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML -> its value. Raises `yaml.YAMLError` for what is none, brackets nested too deep, and dates
+    """YAML -> its value. Raises `yaml.YAMLError` for invalid YAML, brackets nested too deep, and dates
     that there are not."""
     try:
         return yaml.safe_load(text)

@@ -95,7 +95,7 @@ class WritingSettings:
     batch: int = 64
     """Images per call of the encoder, at most."""
     workers: int = 0
-    """Processes that read images beside this one."""
+    """Additional processes that read images."""
 
 
 def write_codes(
@@ -279,8 +279,8 @@ class _Part:
 
 @final
 class _Copies:
-    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what is beside it (copies, ...):
-    kept or left out together.
+    """Image index -> all its copies (copies, C, H, W), its label, and the copies of its conditions (copies, ...): kept
+    or left out together.
     """
 
     def __init__(self, dataset: Encodable, copies: int) -> None:

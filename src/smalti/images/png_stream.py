@@ -40,7 +40,7 @@ def write_png(
     """Strips (r,W,C) uint8 of an image of `size` (H,W), from top to bottom -> a PNG file,
     each strip written when it comes.
 
-    C is 1 (gray), 3 (color) or 4 (color and opacity). The settings stand in the file as `images.save_png` has them. The
+    C is 1 (gray), 3 (color) or 4 (color and opacity). The settings are stored as by `images.save_png`. The
     file has its name when it is whole; whatever `strips` raises leaves none.
     Raises `SmaltiError` if writing fails.
     """
@@ -115,7 +115,7 @@ def read_head(path: Path) -> Head | None:
 
 
 def _plain(text: bytes) -> dict[str, Any] | None:
-    """Settings as they stand in a file; None for another program's text under our keyword."""
+    """Settings as stored in a file; None for another program's text under our keyword."""
     try:
         found = parse_json(text)
     except ValueError:

@@ -20,8 +20,7 @@ Filter: TypeAlias = Literal["lanczos", "nearest"]
 PixelBox: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, in pixels."""
 MOST_COVERING = 2**24
-"""Pixels of an image that covers a size, beyond which it is to be no larger than its file's image
-or 8 times the size."""
+"""Pixels of an image that covers a size, above which it may be no larger than its file's image or 8 times the size."""
 
 
 def resize_shorter(array: Array, size: int) -> Array:

@@ -103,7 +103,7 @@ class ObjectiveSettings:
     network, both alike, drawn again each step. A network that subsamples prefers patterns with the period of its
     strides; where its grid never moves against the decoder's, the decoder learns to paint them."""
     logits: Literal["none", "squeezenet", "resnet50", "resnet50-v2"] = "none"
-    """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place;
+    """The classifier of ImageNet whose logits are compared, in addition to the LPIPS term or instead of it;
     weights are found likewise."""
     logits_weight: Weight = 0.1
     """With 0 the classifier is not even loaded."""
@@ -116,7 +116,7 @@ class ObjectiveSettings:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The terms beside that of pixels which are computed, by their names in `Reconstruction`."""
+        """The terms besides the pixel term that are computed, by their names in `Reconstruction`."""
         chosen = {
             "perceptual": (self.perceptual, self.perceptual_weight),
             "logits": (self.logits, self.logits_weight),

@@ -145,7 +145,7 @@ BACKBONES: dict[str, BackboneSource] = {
 
 @final
 class Perceptual(nn.Module):
-    """Images (B,C,H,W) and others alike, in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
+    """Two batches of images (B,C,H,W), in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
 
     In each of the backbone's feature maps the vector at every position is divided by its length; the squared
     differences are weighted for each channel, summed over channels, averaged over positions, and summed over the maps
@@ -221,7 +221,7 @@ class Perceptual(nn.Module):
         channels, height, width = images.shape[1:]
         if channels not in (1, 3):
             raise SmaltiError(
-                f"the perceptual distance knows images of 1 or 3 channels, these have {channels}; set its weight to 0"
+                f"the perceptual distance takes images of 1 or 3 channels, these have {channels}; set its weight to 0"
             )
         smallest = self.backbone.smallest
         if min(height, width) < smallest:

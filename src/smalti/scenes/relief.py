@@ -1,4 +1,4 @@
-"""A composition and positions along it -> the lie of the land there: where each fold's crest is
+"""A composition and positions along it -> the relief there: where each fold's crest is
 and how near it comes."""
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def write_scenes(
     `images`, `segmentations` (palette, the values of `LABELS`), `depths` (16 bit) and `edges` hold `CLASS/INDEX.png`;
     `objects.json` has a line per image, `images/metadata.jsonl` its captions, `scenes.json` says what all of it means.
     The same call again finishes what was interrupted and leaves a finished folder as it is. `workers` processes (None:
-    one for each core it may use) share the work and do not change a byte; a script that asks for more than one needs
+    one for each core it may use) share the work and do not change a byte; a script that uses more than one needs
     the guard `if __name__ == "__main__":`, as they are started afresh. `progress` is called now and then with how many
     images are done.
 

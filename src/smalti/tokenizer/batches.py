@@ -76,8 +76,8 @@ def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
     if len(sizes) > 1:
         raise SmaltiError(
             "the images of a batch have one size, and these have "
-            f"{', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels "
-            "(height x width); encode them one by one, or scale them first"
+            f"{', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels (height x width); encode them one by one, "
+            "or scale them first"
         )
     return torch.stack(each)
 

@@ -19,12 +19,12 @@ from smalti.tokenizer.convolutions import Convolution, Geometry, convolve
 
 
 def swish(x: Tensor) -> Tensor:
-    """x * sigmoid(x), in the memory of `x` where no gradient will ask for it: `x` must be the caller's own."""
+    """x * sigmoid(x), in the memory of `x` if no gradient needs it: `x` must be the caller's own."""
     return F.silu(x, inplace=not x.requires_grad)
 
 
 def plus(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """The sum of two maps, in the memory of `branch` where no gradient will ask for it:
+    """The sum of two maps, in the memory of `branch` if no gradient needs it:
     `branch` must be the caller's own."""
     # Under autocast one of them may be in half precision, and the sum then is in the other's.
     needs_copy = branch.requires_grad or shortcut.requires_grad or branch.dtype != shortcut.dtype

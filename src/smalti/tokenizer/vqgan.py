@@ -137,7 +137,7 @@ class VQGAN(nn.Module):
         return tokenizer.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; `about` is kept beside the settings."""
+        """Write `config.json` and `model.safetensors` into `folder`; `about` is stored with the settings."""
         settings, weights = as_mapping(self.settings), self.state_dict()
         save_model(Path(folder), kind="tokenizer", settings=settings, about=about, weights=weights)
 

@@ -45,7 +45,7 @@ def tokenizer_blocks(tokenizer: VQGAN) -> list[nn.Module]:
 def tokenizer_stages(tokenizer: VQGAN) -> list[nn.Module]:
     """What `compiled` is for in a tokenizer: the blocks of each resolution, and those in the middle.
 
-    Not the whole decoder: equation 7 asks for the gradient of its last layer alone, and a compiled network computes all
+    Not the whole decoder: equation 7 needs the gradient of its last layer only, and a compiled network computes all
     its gradients at once. Not the quantizer, which searches in pieces whose number depends on the image.
     """
     stages = [module for module in tokenizer.modules() if isinstance(module, ResolutionLevel)]

@@ -303,7 +303,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         return values
     if like not in known:
         raise SmaltiError(
-            f"recipe {recipe} is like {like!r}, which is none of smalti's; {suggestion(str(like), known)}"
+            f"recipe {recipe} is like {like!r}, which is not a recipe of smalti; {suggestion(str(like), known)}"
         )
     whole = read_recipe(like)
     return {**whole, **{key: _changed(whole.get(key), change) for key, change in values.items()}}
@@ -323,7 +323,7 @@ def resolve(
 ) -> T:
     """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides applied.
 
-    `fixed`: sections that stand in place of the recipe's.
+    `fixed`: sections that replace the recipe's.
     """
     values = read_recipe(recipe).get(stage)
     if not isinstance(values, dict):

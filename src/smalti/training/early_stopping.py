@@ -56,7 +56,7 @@ class Best:
         }
 
     def described(self) -> dict[str, float]:
-        """The best, as numbers to be written beside the validated ones; none before there is one."""
+        """The best, as numbers that are written with the validation metrics; empty before the first."""
         return {f"best_{self.name}": self.value, "best_seen": self.seen} if self.seen else {}
 
     def notes(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Latest(Exported[M]):
         self.module = module
 
     def update(self, module: M, *, seen: int, step: int) -> None:
-        """Nothing is to be done."""
+        """Does nothing."""
         assert module is self.module, "what is exported is what is trained"
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built
+"""The priors that can be trained: the settings of each, except what the codes decide, and how it is built
 for some codes."""
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Network(NamedTuple):
 
     prior: Transformer | GPT | PixelSNAIL | Neighborhood
     vocabulary: int
-    """Codes below it can stand in place of an image code."""
+    """Codes below it can replace an image code."""
 
 
 def _read(codes: CodesRead) -> dict[str, Any]:

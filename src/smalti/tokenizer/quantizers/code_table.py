@@ -97,7 +97,7 @@ class UsedCodes(CodeTable):
     """A code outside is an index into the table `used` (U,), which holds codes of the codebook.
 
     Until weights are loaded the table holds the first U codes. With `unknown` "random" the code of a feature may differ
-    each time it is asked for: it is drawn from torch's default generator.
+    in each call: it is drawn from torch's default generator.
     """
 
     used: Tensor
@@ -136,5 +136,5 @@ class UsedCodes(CodeTable):
 
 
 def code_table(settings: RemapSettings, *, codebook_size: int) -> CodeTable:
-    """The table that the settings ask for, of a codebook of this many codes."""
+    """The code table of the settings, for a codebook of this many codes."""
     return UsedCodes(settings, codebook_size=codebook_size) if settings.used else AllCodes(codebook_size)

@@ -123,7 +123,7 @@ class SimVQ(Quantizer):
             broadcast(parameter)  # a GPU adds in any order: the last bits differ between processes
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to do: a code that nobody takes moves with all others. Returns 0."""
+        """Nothing to do: an unused code moves with all others. Returns 0."""
         return 0
 
     def _flat(self, features: Tensor) -> Tensor:
