@@ -201,7 +201,7 @@ def test_measurements_stand_in_place_of_the_training_s_own(tmp_path: Path) -> No
     assert "the last validation" not in text
     assert "secret" not in text
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(SmaltiError, match=r"is no result of `smalti evaluate`"):
+    with pytest.raises(SmaltiError, match=r"is not a result of `smalti evaluate`"):
         write_card(tmp_path / "model", "me/mosaic", Sources("mit", results=[tmp_path / "result.json"]))
 
 
@@ -210,7 +210,7 @@ def test_a_card_without_runs_claims_nothing(tmp_path: Path) -> None:
     assert "## Scores\n\nNone were given." in text
     assert "## Settings" not in text
     for license in ("", "MIT License", "mit\nx: y"):
-        with pytest.raises(SmaltiError, match="is no license as the Hub names them"):
+        with pytest.raises(SmaltiError, match="is not a license as the Hub names them"):
             write_card(tmp_path / "model", "me/mosaic", Sources(license))
 
 
