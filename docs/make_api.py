@@ -91,7 +91,9 @@ def pages() -> Iterator[tuple[str, str]]:
         package = SOURCE / name if (SOURCE / name).is_dir() else SOURCE
         files = [package / "__init__.py"] if package != SOURCE else []
         for module in modules:
-            files += sorted((package / module).glob("*.py")) if (package / module).is_dir() else [package / f"{module}.py"]
+            files += (
+                sorted((package / module).glob("*.py")) if (package / module).is_dir() else [package / f"{module}.py"]
+            )
         yield f"{name}.md", "\n\n".join([f"# {name}", *(text for file in files for text in _module(file))]) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""The structure of the code: layers, forbidden constructions, sizes of files, settings that are read, and light imports."""
+"""The structure of the code: layers, forbidden constructions, sizes of files, settings that are read, and light
+imports."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(tree: ast.AST, modules: frozenset[str]) -> Iterator[tuple[int, str]]:
-    """All imports of smalti in a file, also inside functions: (line, module). A name
-    that is not a module gives its home."""
+    """All imports of smalti in a file, also inside functions: (line, module). A name that is not a module gives its
+    home."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -124,8 +124,8 @@ class LayoutSettings:
 
 _CODES_PER_BOX = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
-"""Property of an object -> its part of a number that is multiplied with the number of classes
-and added to the class."""
+"""Property of an object -> its part of a number that is multiplied with the number of classes and added to the
+class."""
 
 
 def truncate_objects(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:

@@ -265,8 +265,8 @@ class ShardSource(Source):
 
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
-    """The names of shards, below `path` or, where that is not a folder, below the deepest folder
-    that holds all of them."""
+    """The names of shards, below `path` or, where that is not a folder, below the deepest folder that holds all of
+    them."""
     root = path if path.is_dir() else Path(os.path.commonpath([shard.parent for shard in shards]))
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
@@ -368,8 +368,7 @@ def split(images: Iterable[ImageEntry], *, validation: float) -> tuple[tuple[Ima
 
     An image's side depends on the hash of its portable name alone, so adding images moves none that are there already.
     The one exception: of two or more images each side gets at least one, so in a tiny set the image with the lowest
-    (highest) hash is used for an otherwise empty validation (training) side. A single image
-    is for training.
+    (highest) hash is used for an otherwise empty validation (training) side. A single image is for training.
 
     Raises `SmaltiError` unless 0 < validation < 1.
     """

@@ -132,8 +132,8 @@ class _Special(NamedTuple):
 
 
 def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
-    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to,
-    or all files of the folder.
+    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to, or all files of
+    the folder.
 
     What has none (a pipe, a device, a link to nothing in the archive) is left out, with a warning.
     """

@@ -189,16 +189,16 @@ class _ObjectFilter:
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
     smallest: Fraction = 0.0
-    """The least fraction of its image that the box of an object takes, as in the original;
-    smaller ones are left out."""
+    """The least fraction of its image that the box of an object takes, as in the original; smaller ones are left
+    out."""
 
 
 @final
 class _Objects(Annotator):
     """The objects of an image and their boxes; settings: those of `LayoutSettings`, and `smallest`.
 
-    `classes` keeps some of those that the annotations have, and `smallest` objects of some size;
-    all others are left out.
+    `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left
+    out.
     """
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
@@ -370,5 +370,5 @@ ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int
     "keypoints": _Figures,
     "text": _Captions,
 }
-"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w)
-and the pixels per code."""
+"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels per
+code."""

@@ -1,9 +1,8 @@
-"""The conditions of images: files of the same names that become codes by a tokenizer of their own,
-and annotations of their parts.
+"""The conditions of images: files of the same names that become codes by a tokenizer of their own, and annotations of
+their parts.
 
-Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
-Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own,
-and its codes stand before those of the image.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes. Source: arXiv 2012.09841, section 3.2: the
+condition has a VQGAN of its own, and its codes stand before those of the image.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def with_available_network(protocol: SetProtocol) -> Available:
     """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of
     EfficientNet.
 
-    The weights are found, not read: whether they are damaged shows when the network is made.
-    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is not a folder.
+    The weights are found, not read: whether they are damaged shows when the network is made. Raises `SmaltiError` for a
+    `SMALTI_WEIGHTS` that is not a folder.
     """
     wanted = protocol.features.network
     weights = PUBLISHED.get(wanted)

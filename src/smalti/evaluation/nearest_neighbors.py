@@ -160,8 +160,7 @@ def _pairs(a: Tensor, b: Tensor, chosen_a: Tensor, chosen_b: Tensor) -> Tensor:
 
 
 class Manifold(NamedTuple):
-    """How much two sets of images overlap, measured by balls around them that reach to near
-    neighbors."""
+    """How much two sets of images overlap, measured by balls around them that reach to near neighbors."""
 
     precision: float
     """Fraction of the samples that are in the ball of some reference image: how many look real."""

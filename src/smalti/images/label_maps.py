@@ -69,8 +69,8 @@ def read_any(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
 
 
 def normalize_depth(depth: Tensor) -> Tensor:
-    """Numbers of any range -> of the same shape in [-1,1], the least of them -1
-    and the greatest 1 (all -1 where all are equal).
+    """Numbers of any range -> of the same shape in [-1,1], the least of them -1 and the greatest 1 (all -1 where all
+    are equal).
 
     So the original makes depths comparable from image to image, before it crops or scales them.
     """

@@ -146,8 +146,8 @@ _WRONG_ORDER = {
 
 
 def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: GrayStorage = AS_GIVEN) -> Array:
-    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`:
-    how its file held them."""
+    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`: how its file held
+    them."""
     if image.mode == "F":
         raise ValueError(
             "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, or read depths "

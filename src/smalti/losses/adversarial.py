@@ -19,8 +19,7 @@ from smalti.core.distributed import all_reduce_mean
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Logits -> (): half of mean relu(1 - real) + mean relu(1 + fake). The default of VQGAN.
 
-    Lim and Ye 2017, "Geometric GAN". It is 1 where all logits are 0 and 0 where every
-    logit is beyond the margin.
+    Lim and Ye 2017, "Geometric GAN". It is 1 where all logits are 0 and 0 where every logit is beyond the margin.
     """
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 

@@ -55,8 +55,8 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B,C,H,W) in [-1,1] -> maps (B,D,h,w) at strides 2, 4, 8 and 16
-        of root mean square 1 at every position."""
+        """Images (B,C,H,W) in [-1,1] -> maps (B,D,h,w) at strides 2, 4, 8 and 16 of root mean square 1 at every
+        position."""
         channels, height, width = images.shape[1:]
         if channels not in (1, 3):
             raise SmaltiError(

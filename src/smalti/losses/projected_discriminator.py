@@ -58,8 +58,8 @@ class RandomMixing(nn.Module):
     """Feature maps (B,D,h,w), finest first -> maps (B,M,h,w): random convolutions that never learn (section 3.2).
 
     Across channels a 1x1 convolution; across scales, from the deepest map to the finest, the sum of a map and of the
-    deeper one doubled, through a 3x3 convolution. Weights are drawn as by Kaiming He, so that the size
-    of features stays.
+    deeper one doubled, through a 3x3 convolution. Weights are drawn as by Kaiming He, so that the size of features
+    stays.
     """
 
     def __init__(self, widths: tuple[int, ...], width: int, *, scales: bool, generator: torch.Generator) -> None:
@@ -88,8 +88,8 @@ class RandomMixing(nn.Module):
 
 @final
 class HeadConvolution(nn.Conv2d):
-    """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around,
-    by Winograd's products where they pay."""
+    """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around, by Winograd's products where they
+    pay."""
 
     def forward(self, x: Tensor) -> Tensor:
         if winograd.is_supported(x, self.weight):

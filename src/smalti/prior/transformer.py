@@ -196,8 +196,8 @@ class Transformer(Prior):
     def _rotation_tables(self, start: int, end: int, cache: Cache) -> Rotation:
         """The rotation of the queries and keys of places `start` to `end` of the sequence.
 
-        Both by the code's own position; with the order "any" queries that predict an image code by
-        that code's position.
+        Both by the code's own position; with the order "any" queries that predict an image code by that code's
+        position.
         """
         if not self.knows_any_order:
             own = self.rotation(start, end, cache)

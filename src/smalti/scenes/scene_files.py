@@ -101,8 +101,8 @@ def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]
 
 
 def scene_labels(segmentations: Path) -> tuple[str, ...]:
-    """The folder of the segmentations of scenes -> what their labels are called, in order;
-    of any other folder nothing is known."""
+    """The folder of the segmentations of scenes -> what their labels are called, in order; of any other folder nothing
+    is known."""
     description_file = segmentations.parent / "scenes.json"
     known = read_json(description_file) if segmentations.name == "segmentations" and description_file.is_file() else {}
     labels = known.get("labels", []) if isinstance(known, dict) else []

@@ -29,8 +29,8 @@ _FAR = 10.0
 def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
     """Images in any of the forms -> (B,C,H,W) of `dtype` in [-1,1], on their device.
 
-    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright,
-    to as many channels.
+    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright, to as many
+    channels.
 
     Raises `SmaltiError` for other types and numbers of dimensions, for none, for images of unlike sizes, and for floats
     that are NaN, infinite or far outside [-1,1].

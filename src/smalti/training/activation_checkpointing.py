@@ -56,8 +56,8 @@ def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
     """Compile each module in place, when it is first used. Raises `SmaltiError` if nothing can be compiled.
 
     Each is compiled for the sizes that it meets. Modules of one class share their code, and the compiler takes them for
-    one whose sizes change: it would otherwise compile for any size,
-    which is slower (and in PyTorch 2.13 fails), and soon give up.
+    one whose sizes change: it would otherwise compile for any size, which is slower (and in PyTorch 2.13 fails), and
+    soon give up.
     """
     check_compiler(device)
     from torch._dynamo import config  # slow to import
@@ -69,8 +69,8 @@ def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile a trifle, to find out now rather than in the first step. Raises `SmaltiError`
-    with the compiler's first words."""
+    """Compile a trifle, to find out now rather than in the first step. Raises `SmaltiError` with the compiler's first
+    words."""
     try:
         torch.compile(_trifle)(torch.zeros(8, device=device))
     except Exception as error:  # the compiler's stages raise many kinds

@@ -23,8 +23,8 @@ tenths; the original's 1024 codes of ImageNet are known to use about half."""
 FEW_LIKELY = 0.05
 """Perplexity as a fraction of the codebook. Rarely used codes raise the fraction above, not this one."""
 OVERPOWERING_LOSS = 0.1
-"""The discriminator's loss as a fraction of its loss at logits of 0: below this,
-hardly any logit is within the margin."""
+"""The discriminator's loss as a fraction of its loss at logits of 0: below this, hardly any logit is within the
+margin."""
 OVERPOWERING_GAP = 2.0
 """Logits of images less those of reconstructions, from which on the discriminator overpowers: both margins
 of the hinge loss."""

@@ -15,8 +15,8 @@ one may be chance."""
 
 @final
 class Best:
-    """The smallest of the validated values of one name, how much had been seen then,
-    and how many validations there were since."""
+    """The smallest of the validated values of one name, how much had been seen then, and how many validations there
+    were since."""
 
     def __init__(self, name: str, notes: Mapping[str, Any]) -> None:
         """`name`: of the value, "" where there is none. `notes`: what `notes()` gave, empty at the beginning."""

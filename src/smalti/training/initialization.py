@@ -1,5 +1,5 @@
-"""Training that begins with another tokenizer's weights: its settings and its codebook are kept,
-the discriminator is new."""
+"""Training that begins with another tokenizer's weights: its settings and its codebook are kept, the discriminator is
+new."""
 
 from __future__ import annotations
 

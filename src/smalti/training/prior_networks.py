@@ -157,8 +157,8 @@ def _gpt(network: GPTNetwork, codes: CodesRead) -> Network:
 
 
 def gpt_settings(network: GPTNetwork, codes: CodesRead) -> GPTSettings:
-    """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary
-    or its positions are too few."""
+    """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary or its positions are too
+    few."""
     most = max(codes.size, codes.condition_size)
     if network.vocab_size and network.vocab_size < most:
         raise SmaltiError(

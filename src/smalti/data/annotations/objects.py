@@ -43,8 +43,8 @@ class Annotated:
 
     `classes`: their names, in the order of their numbers. `keypoints`: the names of the points, none where there are
     none. `images`: the objects of each by its name, the path below the folder of the images without suffix:
-    `street/04`. `sizes`:
-    what the file says about the images' (height, width) in pixels, by name; empty where it counts as fractions.
+    `street/04`. `sizes`: what the file says about the images' (height, width) in pixels, by name; empty where it counts
+    as fractions.
     """
 
     path: Path
