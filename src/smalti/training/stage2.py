@@ -198,8 +198,10 @@ class PriorStage(Stage):
         images = self.tokenizer.decode_codes(codes).cpu().contiguous()  # (B,C,H,W)
         if self.condition.is_stored:
             previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
-            previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
-            images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+            size = (images.shape[2], images.shape[2] * previews.shape[3] // previews.shape[2])
+            previews = F.interpolate(previews, size=size, mode="nearest-exact")  # as high as the images
+            images = torch.cat((previews, images.expand(-1, 3, -1, -1)), dim=3)
+            return make_image_grid(images, columns=4, gap=2)
         return make_image_grid(images, columns=8, gap=2)
 
     def _sample_prefix(self, prior: Prior) -> Tensor:
