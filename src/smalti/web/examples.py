@@ -45,11 +45,13 @@ class Examples:
 
     def __init__(self, studio: Studio, known: list[Example]) -> None:
         self.images = known
-        self._plans = [] if known else [plan for seed in range(4) if (plan := example_plan(studio, seed))]
+        # Where all are there one image is made nevertheless: it measures the pace, and the first job is not the slow one.
+        self._tasks: list[Task] = [SampleTask(example_plan(studio, 0))] if known else []
+        self._tasks += [] if known else [ExampleTask(example_plan(studio, seed), known) for seed in range(4)]
 
     def next_task(self) -> Task | None:
-        """The task that makes the next missing example."""
-        return ExampleTask(self._plans.pop(0), self.images) if self._plans else None
+        """The task for the next moment in which nobody waits, None if all are done."""
+        return self._tasks.pop(0) if self._tasks else None
 
 
 @final
@@ -78,7 +80,7 @@ def example_plan(studio: Studio, seed: int, *, label: str = "", width: int = 0) 
     texts: dict[str, str] = {}
     if choice is not None:
         texts[choice.key] = label or choice.names[seed * len(choice.names) // 4 % len(choice.names)]
-    values: dict[str, Any] = {"seed": seed, "guidance": GUIDANCE if texts else 1.0}
+    values: dict[str, Any] = {"seed": seed, "guidance": GUIDANCE if texts and studio.takes_guidance else 1.0}
     request: SamplingRequest = parse_request(pipeline, values | ({"width": width} if width else {}), studio.limits)
     check_size(pipeline, request.size, studio.limits, count=1)
     return Plan(studio, request, studio.condition_value(texts, {}, request.size), texts)

@@ -42,6 +42,11 @@ class Studio:
         """C of the images."""
         return self.pipeline.tokenizer.settings.autoencoder.channels
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether there is a condition, and the prior also knows images without it."""
+        return bool(self.parts) and self.pipeline.prior.null_code is not None
+
     def part(self, key: str) -> ConditionInput:
         """The input of a key. Raises `SmaltiError` for an unknown key."""
         self.pipeline.condition_value({key: key})
@@ -58,6 +63,7 @@ class Studio:
             "codes": pipeline.tokenizer.size,
             "window": list(pipeline.prior.grid),
             "any_order": pipeline.prior.knows_any_order,
+            "guidance": self.takes_guidance,
             "conditions": [_described(part) for part in self.parts],
             "limits": as_mapping(self.limits),
             "pace": self.pace.per_code(),
