@@ -211,8 +211,8 @@ async def _submission(request: Request) -> Submission:
         for name, value in form.items():
             if isinstance(value, UploadFile):
                 files[name] = Upload(_plain_name(value.filename or name), await value.read())
-        text = form.get("job", "{}")
-        fields = _json(text if isinstance(text, str) else "{}")
+        text = form.get("job")
+        fields = _json(text) if isinstance(text, str) else None
     return Submission(fields, files, dict(request.query_params))
 
 

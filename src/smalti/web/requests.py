@@ -152,9 +152,9 @@ def parse_request(pipeline: Pipeline, values: Mapping[str, Any], limits: Limits)
     """
     height, width = pipeline.default_size
     found = parse(SamplingRequest, {"height": height, "width": width, **values}, where="the request")
-    check_size(pipeline, found.size, limits, count=found.count)
     if found.count > limits.count:
         raise SmaltiError(f"{found.count} images requested, and the limit is {limits.count} per request")
+    check_size(pipeline, found.size, limits, count=found.count)
     return found
 
 

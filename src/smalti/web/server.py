@@ -160,7 +160,7 @@ def make_app(studio: Studio, *, model: Path, password: str | None = None) -> tup
     Raises `SmaltiError` where packages are missing.
     """
     try:
-        import multipart  # noqa: F401 - used by fastapi
+        import python_multipart  # noqa: F401 - used by fastapi
         import uvicorn  # noqa: F401 - used by `Server`
         from fastapi import FastAPI
         from fastapi.responses import HTMLResponse

@@ -85,7 +85,9 @@ class Studio:
         if isinstance(value, Upload) != takes_file:
             raise SmaltiError(f"the {part.key} takes {'a file' if takes_file else 'text'}; send one")
         if isinstance(value, str):
-            return condition.read(value)
+            read = condition.read(value)
+            condition.encode([read])  # raises for unknown names now, and not when it is the job's turn
+            return read
         if part.kind == "paint":
             found: Any = self._labels(part, value, size)
         else:

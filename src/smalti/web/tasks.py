@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -91,23 +91,18 @@ class Plan:
             guided=self.request.guidance != 1,
         )
 
-    def outcome(self, images: Tensor, *, task: str, seeds: Iterable[int], facts: Mapping[str, Any]) -> Outcome:
+    def outcome(self, images: Tensor, *, task: str, facts: Mapping[str, Any]) -> Outcome:
         """Images (B,C,H,W) -> the result of the job."""
         title = str(self.about.get("label") or self.about.get("text") or "image")
         height, width = images.shape[2:]
         settings = {**as_mapping(self.request), "height": height, "width": width, "count": 1}
         made = []
-        for image, seed in zip(images, seeds, strict=True):
+        for seed, image in enumerate(images, self.request.seed):
             about = {"command": task, "model": self.studio.name, **settings, "seed": seed, **self.about}
             name = f"{_slug(title)}-{seed}.png"
             made.append(ResultImage(name, title, seed, (height, width), png_bytes(image, settings=about)))
         greedy = self.request.temperature == 0 or self.request.top_k == 1
         return Outcome(tuple(made), {**facts, **({"note": GREEDY} if greedy else {})})
-
-    @property
-    def seeds(self) -> range:
-        """The seeds of the images."""
-        return range(self.request.seed, self.request.seed + self.request.count)
 
 
 @final
@@ -125,7 +120,7 @@ class SampleTask(Task):
     def run(self, report: Report) -> Outcome:
         plan, pipeline = self.plan, self.plan.studio.pipeline
         codes = plan.generate(unknown_codes(1, pipeline.grid(plan.request.size)), report)
-        return plan.outcome(pipeline.decode(codes), task="sample", seeds=plan.seeds, facts={})
+        return plan.outcome(pipeline.decode(codes), task="sample", facts={})
 
 
 @final
@@ -165,17 +160,14 @@ class EditTask(Task):
         around = (extend.left, extend.right, extend.top, extend.bottom)
         kept = pipeline.known_codes(given, ~self.masked)  # (1,h,w)
         known = F.pad(kept, tuple(side // f for side in around), value=-1)
-        if self._is_exact:
-            codes, seeds = plan.generate(known, report), list(plan.seeds)
-        else:
-            codes, seeds = self._best(known, report)
+        codes = plan.generate(known, report) if self._is_exact else self._best(known, report)
         completed = pipeline.decode(codes)
         canvas, keep = F.pad(given, around), F.pad(~self.masked, around, value=False)
         images = with_kept_pixels(completed, canvas, keep, reach=f)
-        return plan.outcome(images, task="complete", seeds=seeds, facts={"exact": self._is_exact})
+        return plan.outcome(images, task="complete", facts={"exact": self._is_exact})
 
-    def _best(self, known: Tensor, report: Report) -> tuple[Tensor, list[int]]:
-        """The candidates that fit best what is kept, and their seeds."""
+    def _best(self, known: Tensor, report: Report) -> Tensor:
+        """The codes (B,h,w) of the candidates that fit best what is kept. The images' own seeds reproduce them."""
         plan, pipeline = self.plan, self.plan.studio.pipeline
         request, began = plan.codes_request(known), time.monotonic()
 
@@ -192,7 +184,7 @@ class EditTask(Task):
             progress=progress,
         )
         plan.record((time.monotonic() - began) / CANDIDATES, known)
-        return best.codes, best.seeds.tolist()
+        return best.codes
 
 
 @final
@@ -215,7 +207,7 @@ class VaryTask(Task):
         codes = pipeline.encode(to_tensor(self.pixels)[None]).cpu()
         known = torch.where(self.renewed(codes), -1, codes)
         images = pipeline.decode(plan.generate(known, report))
-        return plan.outcome(images, task="vary", seeds=plan.seeds, facts={"exact": pipeline.prior.knows_any_order})
+        return plan.outcome(images, task="vary", facts={"exact": pipeline.prior.knows_any_order})
 
     def renewed(self, codes: Tensor) -> Tensor:
         """Codes (1,h,w) -> those to generate (1,h,w) bool: random ones, or with a fixed order the last ones in it."""

@@ -34,7 +34,7 @@ UNPAINTED = -1
 """The number of pixels of a map that have no label yet."""
 _FOREIGN = -2  # a color of no label
 COLOR_TOLERANCE = 40
-"""Largest difference of a channel between a pixel of a map and its label's color: what JPEG changes is less."""
+"""Largest difference of a channel between a pixel of a map and its label's color."""
 
 
 class Upload(NamedTuple):
@@ -167,7 +167,8 @@ def _colored(name: str, pixels: Array, names: Sequence[str], colors: Sequence[Co
         raise DamagedImage(
             name,
             f"is no label map of this model: its color #{red:02x}{green:02x}{blue:02x} is not that of a label "
-            f"({', '.join(names[:3])}, ...); use the colors of the page, or numbers",
+            f"({', '.join(names[:3])}, ...); use the colors of the page, or numbers, "
+                "in a PNG file",
         )
     return fitted
 
@@ -207,6 +208,8 @@ def _adopt(
 ) -> None:
     """Each pixel takes the nearest place of the pixel `down` and `right` of it where that is nearer, in place."""
     height, width = rows.shape
+    if abs(down) >= height or abs(right) >= width:
+        return
     here = (slice(max(-down, 0), min(height - down, height)), slice(max(-right, 0), min(width - right, width)))
     there = (slice(max(down, 0), min(height + down, height)), slice(max(right, 0), min(width + right, width)))
     mine, other = nearest[(slice(None), *here)], nearest[(slice(None), *there)].copy()

@@ -22,7 +22,7 @@ export class Painter {
 
   build() {
     this.canvas = element("canvas", { tabIndex: 0, role: "application", "aria-label": `${this.title}. ${KEYS}` });
-    this.context = this.canvas.getContext("2d");
+    this.context = this.canvas.getContext("2d", { willReadFrequently: true });
     this.ring = element("div", { className: "ring", hidden: true });
     this.ground = element("div", { className: "ground" }, this.canvas, this.ring);
     this.viewport = element("div", { className: "viewport" }, this.ground);
