@@ -154,19 +154,26 @@ class Server:
         self._thread.join(timeout=10)
 
 
+def check_packages() -> None:
+    """Raise `SmaltiError` where the packages of the extra `web` are missing."""
+    try:
+        import fastapi  # noqa: F401
+        import python_multipart  # noqa: F401 - used by fastapi
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise SmaltiError(INSTALL) from error
+
+
 def make_app(studio: Studio, *, model: Path, password: str | None = None) -> tuple[FastAPI, Callable[[], None]]:
     """A studio and its model's folder -> the application, and the function that ends its worker.
 
     Raises `SmaltiError` where packages are missing.
     """
-    try:
-        import python_multipart  # noqa: F401 - used by fastapi
-        import uvicorn  # noqa: F401 - used by `Server`
-        from fastapi import FastAPI
-        from fastapi.responses import HTMLResponse
-        from starlette.staticfiles import StaticFiles
-    except ImportError as error:
-        raise SmaltiError(INSTALL) from error
+    check_packages()
+    from fastapi import FastAPI
+    from fastapi.responses import HTMLResponse
+    from starlette.staticfiles import StaticFiles
+
     from smalti.web.api import Api
     from smalti.web.error_responses import add_error_handlers
     from smalti.web.examples import Examples, read_examples
@@ -239,10 +246,7 @@ def serve(
     those of a segmentation's labels, `grid` as in `Pipeline.from_pretrained`. Raises `SmaltiError` where packages are
     missing, for a model that is none, and where no port is free.
     """
-    try:
-        import fastapi  # noqa: F401 - before the model is loaded
-    except ImportError as error:
-        raise SmaltiError(INSTALL) from error
+    check_packages()
     pipeline = Pipeline.from_pretrained(model, grid=grid).to(pick_device(device))
     folder = here(model)
     studio = Studio(pipeline, limits or Limits(), name=folder.resolve().name, names=names)
