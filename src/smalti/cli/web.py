@@ -45,18 +45,21 @@ def web(
 
     announce_default(model)
     limits = Limits(side=max_side, codes=max_codes, count=max_count, upload=max_upload, waiting=max_waiting)
-    served = serve(
-        model,
-        host=host,
-        port=port or None,
-        password=password,
-        limits=limits,
-        names=tuple(name.strip() for name in names.split(",")) if names else (),
-        grid=grid_option(grid),
-        device=device,
-    )
-    CONSOLE.print(f"the web page is at {served.address} (Ctrl-C stops it)", soft_wrap=True)
-    if open_browser:
-        served.open_browser()
     with stopped_by_sigterm():
-        served.wait()
+        served = serve(
+            model,
+            host=host,
+            port=port or None,
+            password=password,
+            limits=limits,
+            names=tuple(name.strip() for name in names.split(",")) if names else (),
+            grid=grid_option(grid),
+            device=device,
+        )
+        try:
+            CONSOLE.print(f"the web page is at {served.address} (Ctrl-C stops it)", soft_wrap=True)
+            if open_browser:
+                served.open_browser()
+            served.wait()
+        finally:
+            served.close()

@@ -140,12 +140,9 @@ class Server:
         webbrowser.open(self.address)
 
     def wait(self) -> None:
-        """Serve until Ctrl-C, and close."""
-        try:
-            while self._thread.is_alive():
-                self._thread.join(timeout=1.0)
-        finally:
-            self.close()
+        """Serve until Ctrl-C."""
+        while self._thread.is_alive():
+            self._thread.join(timeout=1.0)
 
     def close(self) -> None:
         """Stop the server, cancel all jobs, and remove what is on disk."""
