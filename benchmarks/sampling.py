@@ -10,14 +10,14 @@ items
   window-64         a grid of 64 x 64 under a window of 16 x 16, unconditional, batch 1
   neighborhood-64  a grid of 64 x 64 by a neighborhood transformer of as many weights, batch 1
 
-Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is generated, in
-`steps` waves. `ratio` is of codes a second. The peer of `cached` is its own item `cached`, and of `window-32` and of
-`neighborhood-64` one code of its sliding window, `window`. For `window-64`, and for all without --peer, our own plain loop stands
-in: the whole window through the network for each code.
+Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is
+generated, in `steps` waves. `ratio` is of codes per second. The peer of `cached` is its own item `cached`, and of
+`window-32` and of `neighborhood-64` one code of its sliding window, `window`. For `window-64`, and for all without
+--peer, our own plain loop stands in: the whole window through the network for each code.
 
-The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine sums a
-long row of numbers, and that of its products with weights, at the rate of a 1024 x 1024 product (attention is left out).
-`floor_share` is the sum over all calls as a fraction of the time taken.
+The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine
+sums a long row of numbers, and that of its products with weights, at the rate of a 1024 x 1024 product (attention is
+left out). `floor_share` is the sum over all calls as a fraction of the time taken.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def unconditional() -> Prior:
 
 
 def map_conditional() -> Prior:
-    places = SIZES.grid[0] * SIZES.grid[1]
-    return GPT(replace(SIZES, prefix_length=places, block_size=2 * places))
+    positions = SIZES.grid[0] * SIZES.grid[1]
+    return GPT(replace(SIZES, prefix_length=positions, block_size=2 * positions))
 
 
 def neighborhood() -> Prior:
@@ -85,7 +85,7 @@ ITEMS = {
 
 
 def read_rate() -> float:
-    """Billions of bytes a second: the best of 10 sums of 200 MB."""
+    """Billions of bytes per second: the best of 10 sums of 200 MB."""
     numbers = torch.ones(50_000_000)
 
     def seconds() -> float:
@@ -102,7 +102,7 @@ class Calls:
     def __init__(self, prior: Prior) -> None:
         self.prior, self.read, self.scored = prior, list[int](), list[int]()
         for name, child in prior.named_children():
-            if name in ("embedding", "left", "prefix_codes"):  # once a call: what a place starts from
+            if name in ("embedding", "left", "prefix_codes"):  # once a call: what a position starts from
                 child.register_forward_pre_hook(lambda embedding, given: self.read.append(given[0].numel()))
         prior.get_submodule("norm").register_forward_pre_hook(
             lambda norm, given: self.scored.append(given[0].shape[:-1].numel())

@@ -1,4 +1,5 @@
-"""Training a prior on code shards, beside the same training with the tokenizer in the loop. Prints one JSON line a pair of recipes.
+"""Training a prior on code shards, beside the same training with the tokenizer in the loop.
+Prints one JSON line a pair of recipes.
 
     python benchmarks/shards.py [--of demo,small] [--pairs 2] [--steps 2] [--threads 1]
 
@@ -9,9 +10,10 @@ of        a tokenizer and a prior, as recipes have them
   small     small (f8, 64 px), and its own prior
   demo      demo (f8, 64 px), and its own prior
 
-Both are whole steps of `smalti train prior`, which differ in where codes come from. On shards: read from the files. In the loop: a
-JPEG file of 375 x 500 is read, scaled, cut and encoded, for each image of each batch. Times are processor time of this process;
-steps of both kinds run in turn, and the ratio is the median over pairs of them. Networks have learned nothing, which takes as long.
+Both are whole steps of `smalti train prior`, which differ in where codes come from. On shards: read from the files. In
+the loop: a JPEG file of 375 x 500 is read, scaled, cut and encoded, for each image of each batch. Times are processor
+time of this process; steps of both kinds run in turn, and the ratio is the median over pairs of them. Networks have
+learned nothing, which takes as long.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from smalti.core.allocator import keep_memory
 from smalti.core.progress import counting
 from smalti.data.code_shards import CodeBatch, dtype_of, open_codes
 from smalti.data.sources import open_source
+from smalti.data.splits import split_crops
 from smalti.encoding.condition_encoding import tokenizer_encoder
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGAN
@@ -44,7 +47,6 @@ from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.launcher import launch
 from smalti.training.loop import stream
 from smalti.training.runs import encode_images
-from smalti.training.stage1 import crops
 from smalti.training.stage2 import PriorStage
 
 IMAGES = 24
@@ -109,7 +111,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     encoding = (time.process_time() - began) / IMAGES
     shards, tokenizer = open_codes(folder / "codes"), load_tokenizer(folder / "tokenizer")
     stage = PriorStage(options, shards, Unconditional(), tokenizer, fabric=launch(options.run), about={})
-    training, _ = crops(open_source(folder / "images"), options.encode.images, channels=3, seed=0)
+    training, _ = split_crops(open_source(folder / "images"), options.encode.images, channels=3, seed=0)
     kept, read = stage.batches(0), stream(training, start=0, run=options.run, fabric=stage.fabric)
     encode, chance = tokenizer_encoder(tokenizer, training.to_images).encode, torch.Generator()
 
@@ -125,7 +127,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
 
 
 def seconds(run: Callable[[], object], *, steps: int) -> float:
-    """Processor time of one run, of several in a row."""
+    """CPU time of one run, of several in a row."""
     began = time.process_time()
     for _ in range(steps):
         run()

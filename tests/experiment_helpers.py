@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 
+from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time
 from smalti.experiments.base import ExperimentRequest, run_experiment
 from smalti.experiments.experiment_registry import EXPERIMENTS
@@ -54,6 +57,18 @@ def run_and_read(name: str, out: Path, what: ExperimentRequest) -> dict[str, Any
     run_experiment(EXPERIMENTS[name], out, request=what, console=QUIET)
     values: dict[str, Any] = json.loads((out / "result.json").read_text())
     return values
+
+
+def step_folder(home: Path, found: Mapping[str, Any], step: str) -> Path:
+    """The folder of a step; `found` are the steps in `out/result.json` of the folder `home`."""
+    path: Path = home / "out" / found[step]["folder"]
+    return path
+
+
+def held_out_codes(home: Path, found: Mapping[str, Any]) -> Tensor:
+    """The codes of the held-out images of the step "codes", (B,h,w)."""
+    shards = open_codes(step_folder(home, found, "codes") / "codes")
+    return torch.stack([shards.validation[index, 0].codes for index in range(len(shards.validation))])
 
 
 class _Reader(HTMLParser):

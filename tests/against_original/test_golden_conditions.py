@@ -1,4 +1,5 @@
-"""Conditions against numbers of the original: layouts, coordinates, given codes, label maps, a layout under a window."""
+"""Conditions against numbers of the original: layouts, coordinates, given codes, label maps,
+a layout under a window."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ from tests.golden import FOLDER, Golden, fixtures
 
 pytestmark = pytest.mark.golden
 
-PLACES = {
+GEOMETRY = {
     "objects_bbox": "boxes",
     "objects_center_points": "centers",
     "ObjectsBoundingBoxConditionalBuilder": "boxes",
@@ -49,7 +50,7 @@ def layout_settings(config: dict[str, Any], builder: str) -> LayoutSettings:
         classes=tuple(f"class {number}" for number in range(config["no_object_classes"])),
         max_objects=config["no_max_objects"],
         codebook_size=config["no_tokens"],
-        places=PLACES[builder],  # type: ignore[arg-type]
+        geometry=GEOMETRY[builder],  # type: ignore[arg-type]
         encode_crop=config["encode_crop"],
         group=config["use_group_parameter"],
         flags=config["use_additional_parameters"],
@@ -104,7 +105,7 @@ def test_layouts(stored: dict[str, Any], case: dict[str, Any]) -> None:
     assert list(codes) == case["tokens"]
     assert settings.length == len(codes) == case["embedding_dim"]
     read = decode_layout(codes, settings)
-    assert [[one.code, list(one.place)] for one in read.objects] == case["inverse"]
+    assert [[one.code, list(one.geometry)] for one in read.objects] == case["inverse"]
     assert list(read.crop) == (case["inverse_crop"] if settings.encode_crop else list(FULL_IMAGE))
     inputs = [
         {"category_no": one.category, **{theirs: getattr(one, ours) for theirs, ours in PROPERTIES.items()}}
@@ -211,7 +212,8 @@ def test_layouts_under_a_window(path: Path) -> None:
 
 @pytest.mark.parametrize("path", fixtures("11_scene"))
 def test_the_window_over_a_layout_stands_one_code_later(path: Path) -> None:
-    """Other than with the original's other conditions, the place laid has a code fewer above and left of it in the window."""
+    """Other than with the original's other conditions, the place laid has a code fewer above and left
+    of it in the window."""
     golden = Golden.read(path)
     layout, _ = scene_layout(golden)
     side, (height, width) = golden.facts["window"], golden.facts["latent_grid"]
@@ -223,7 +225,8 @@ def test_the_window_over_a_layout_stands_one_code_later(path: Path) -> None:
 
 @torch.no_grad()
 def generated_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Annotation]) -> Tensor:
-    """The slow truth: for each code one pass over all that stands before it in its window, and the likeliest is taken."""
+    """The slow truth: for each code one pass over all that stands before it in its window,
+    and the likeliest is taken."""
     height, width = golden.facts["latent_grid"]
     at, codes = layout.encode_windows([objects], grid=(height, width)), torch.full((1, height, width), -1)
     for (row, column), window in sorted(scene_windows(golden).items()):

@@ -186,7 +186,7 @@ def test_objects_are_printed_as_they_are_seen(home: Path) -> None:
             if settings.classes[one.category] == "tree" and box.left < 0.1 and box.top < 0.2:
                 left = (0.1 - box.left) / box.width
                 width = min(0.3 / box.width, 1 - left)
-                assert one.place[0] == pytest.approx(1 - left - width if view.mirrored else left, abs=0.04)
+                assert one.geometry[0] == pytest.approx(1 - left - width if view.mirrored else left, abs=0.04)
     assert len(orders) > 1  # the order of the objects says nothing, and changes
 
 

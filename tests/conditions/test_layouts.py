@@ -32,7 +32,7 @@ from smalti.prior.window import Window
 CLASSES = ("tree", "house", "cloud")
 # 64 codes: 8 x 8 points, and "none" is 63.
 BOXES = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, group=True, flags=True)
-CENTERS = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, places="centers", encode_crop=False)
+CENTERS = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, geometry="centers", encode_crop=False)
 TREE, HOUSE = Annotation(0, Box(0.0, 0.0, 0.5, 1.0)), Annotation(1, Box(0.5, 0.5, 0.5, 0.5), group=True)
 
 
@@ -44,7 +44,7 @@ def test_layouts_by_eye() -> None:
     assert encode_layout([TREE, HOUSE], CENTERS) == (0, 4 * 8 + 2, 1, 5 * 8 + 5, 63, 63)
     assert CENTERS.length == 6
     # With 6 x 6 points there are 5 steps, and 0.5 of them is 2.5, which rounds to the even 2.
-    few = LayoutSettings(classes=CLASSES, max_objects=1, codebook_size=36, places="centers", encode_crop=False)
+    few = LayoutSettings(classes=CLASSES, max_objects=1, codebook_size=36, geometry="centers", encode_crop=False)
     assert encode_layout([Annotation(0, FULL_IMAGE)], few) == (0, 2 * 6 + 2)
 
 
@@ -120,7 +120,7 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
     assert read.crop == pytest.approx(seen(crop))
     assert [one.category for one in read.objects] == [one.category for one in displayed]
     for result, one in zip(read.objects, displayed, strict=True):
-        assert result.place == pytest.approx(seen(one.box))
+        assert result.geometry == pytest.approx(seen(one.box))
         assert (result.group, result.occluded, result.depiction, result.inside) == (
             one.group,
             one.occluded,
@@ -132,7 +132,7 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
 def test_the_last_point_is_not_taken_for_none() -> None:
     corner = Annotation(1, Box(0.95, 0.95, 0.05, 0.05))
     assert encode_layout([corner], CENTERS)[:2] == (1, CENTERS.none)
-    assert [one.place for one in decode_layout(encode_layout([corner], CENTERS), CENTERS).objects] == [(1.0, 1.0)]
+    assert [one.geometry for one in decode_layout(encode_layout([corner], CENTERS), CENTERS).objects] == [(1.0, 1.0)]
 
 
 def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
@@ -140,7 +140,8 @@ def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="a layout of 4 objects; there is room for 3, and the last ones are left out"):
         assert truncate(objects, BOXES) == objects[:3]
     assert truncate(objects[:3], BOXES) == objects[:3]
-    # Before the crop, so that an object may be missing though there is room for it: the last house alone is in the crop.
+    # Before the crop, so that an object may be missing though there is room for it:
+    # the last house alone is in the crop.
     with pytest.warns(UserWarning, match="a layout of 4 objects"):
         codes = encode_layout([TREE, TREE, TREE, HOUSE], BOXES, crop=Box(0.5, 0.5, 0.5, 0.5))
     assert decode_layout(codes, BOXES).objects == ()
@@ -305,7 +306,7 @@ def test_files_that_hold_no_layout_raise_errors(tmp_path: Path) -> None:
     [
         ("classes", ["tree", "house", "tree"], "classes = .*: the class 'tree' is named twice"),
         ("classes", [], "classes = "),
-        ("places", "corners", "places = 'corners'"),
+        ("geometry", "corners", "geometry = 'corners'"),
         ("max_objects", 0, "max_objects = 0"),
         ("codebook_size", 3, "codebook_size = 3"),
     ],
@@ -331,4 +332,4 @@ def test_previews_draw_boxes_centers_and_crops() -> None:
     assert inked(dots, 4 / 7, 2 / 7)
     assert not inked(dots, 0.5, 1.0)
     assert np.array_equal(centers.preview(centers.encode([[]])[0]), np.full((256, 256, 3), 255))
-    LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is no error
+    LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is not an error

@@ -110,11 +110,11 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         ),
         (
             by_hand({**HOUSE, "keypoints": [[0.1], None]}, keypoints=["a", "b"]),
-            r"keypoints\.0 = \[0.1\]: list should have at least 2 items .*; give a place for each name: \[x, y\]",
+            r"keypoints\.0 = \[0.1\]: list should have at least 2 items .*; give a position for each name: \[x, y\]",
         ),
         (
             by_hand({**HOUSE, "keypoints": 3}, keypoints=["a", "b"]),
-            "keypoints = 3: input should be a valid list; give a place for each name",
+            "keypoints = 3: input should be a valid list; give a position for each name",
         ),
         (by_hand(TREE, version=2), "version = 2: input should be 1; get a newer smalti"),
         (by_hand(TREE, image=[]), r"unknown key 'image'; did you mean 'images'\?"),
@@ -126,7 +126,7 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
             "the image a: unknown key 'object'; did you mean",
         ),
         ({"images": [{"objects": []}]}, "the image 1: the key 'key' is missing"),
-        ({"images": [{"key": " ", "objects": []}]}, "key = ' ': this is no name of an image; write its path"),
+        ({"images": [{"key": " ", "objects": []}]}, "key = ' ': this is not a name of an image; write its path"),
         (
             {"images": [{"key": "a/1", "objects": []}, {"key": "a/1.png", "objects": []}]},
             "holds the image a/1 twice",

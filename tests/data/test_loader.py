@@ -21,10 +21,11 @@ from smalti.core.errors import SmaltiError
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop, Crop, RandomCrop, uniform_numbers
 from smalti.data.damage import DamageRecord
-from smalti.data.loader import Batch, Crops, Example, batches, first_readable, holding_out, in_order, spread
+from smalti.data.loader import Batch, Crops, Example, batches, first_readable, in_order, spread
 from smalti.data.sources import held_out_order, open_source, split
+from smalti.data.splits import holding_out
+from smalti.data.splits import split_crops as parts_to_train
 from smalti.images.io import DamagedImage, center_crop, to_tensor
-from smalti.training.stage1 import crops as parts_to_train
 from tests.data.test_sources import fill, make_image, zipped
 
 

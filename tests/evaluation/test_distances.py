@@ -46,7 +46,7 @@ def gathered(parts: Sequence[Accumulator]) -> dict[str, Tensor]:
 
 @st.composite
 def divisions(draw: st.DrawFn, *, count: int) -> list[list[list[int]]]:
-    """A set of `count` images -> for each of one to three processes, batches of places in any order."""
+    """A set of `count` images -> for each of one to three processes, batches of indices in any order."""
     order = draw(st.permutations(range(count)))
     cuts = sorted(draw(st.lists(st.integers(0, count), max_size=6)))
     batches = [order[a:b] for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
@@ -71,8 +71,8 @@ def test_moments_do_not_depend_on_order_batches_or_processes(division: list[list
     features = draws(23)
     parts = [Moments(D) for _ in division]
     for part, batches in zip(parts, division, strict=True):
-        for places in batches:
-            part.update(features[places])
+        for indices in batches:
+            part.update(features[indices])
     total = Moments(D)
     total.merge_gathered(gathered(parts))
     expected = gaussian(features)
@@ -215,9 +215,9 @@ def slow_score(values: Tensor) -> float:
 def test_the_score_is_the_mean_over_consecutive_parts() -> None:
     values = logits(23)
     score = InceptionScore(CLASSES, images=23, splits=3)
-    for process in range(2):  # places with gaps, as the processes of a sampler have them
-        places = torch.arange(23)[process::2]
-        score.update(values[places], places)
+    for process in range(2):  # indices with gaps, as the processes of a sampler have them
+        indices = torch.arange(23)[process::2]
+        score.update(values[indices], indices)
     expected = torch.tensor([slow_score(values[a:b]) for a, b in ((0, 7), (7, 15), (15, 23))])
     found = score.score()
     assert found.mean == pytest.approx(float(expected.mean()), rel=1e-6)
@@ -233,8 +233,8 @@ def test_the_score_does_not_depend_on_order_batches_or_processes(division: list[
     alone.update(values, torch.arange(23))
     parts = [InceptionScore(CLASSES, images=23, splits=4) for _ in division]
     for part, batches in zip(parts, division, strict=True):
-        for places in batches:
-            part.update(values[places], torch.tensor(places, dtype=torch.int64))
+        for indices in batches:
+            part.update(values[indices], torch.tensor(indices, dtype=torch.int64))
     total = InceptionScore(CLASSES, images=23, splits=4)
     total.merge_gathered(gathered(parts))
     assert total.score().mean == pytest.approx(alone.score().mean, rel=1e-12)
@@ -275,8 +275,8 @@ def test_what_is_kept_does_not_depend_on_order_batches_or_processes(division: li
     features = draws(23)
     parts = [FeatureReservoir(D, limit=7, seed=3) for _ in division]
     for part, batches in zip(parts, division, strict=True):
-        for places in batches:
-            part.update(features[places], torch.tensor(places, dtype=torch.int64))
+        for indices in batches:
+            part.update(features[indices], torch.tensor(indices, dtype=torch.int64))
     total = FeatureReservoir(D, limit=7, seed=3)
     total.merge_gathered(gathered(parts))
     alone = FeatureReservoir(D, limit=7, seed=3)
@@ -285,7 +285,7 @@ def test_what_is_kept_does_not_depend_on_order_batches_or_processes(division: li
     assert total.notes() == ("7 of 23 images were compared, selected with seed 3",)
 
 
-def test_fewer_than_the_limit_are_all_kept_in_the_order_of_places() -> None:
+def test_fewer_than_the_limit_are_all_kept_in_the_order_of_indices() -> None:
     kept = FeatureReservoir(D, limit=30)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(1))
     kept.update(draws(23)[order], order)
@@ -306,15 +306,15 @@ def test_the_choice_is_even() -> None:
 
 def test_what_is_kept_is_bounded() -> None:
     kept = FeatureReservoir(D, limit=8)
-    for places in torch.split(torch.arange(1000), 10):
-        kept.update(draws(10), places)
+    for indices in torch.split(torch.arange(1000), 10):
+        kept.update(draws(10), indices)
         assert sum(len(part.ranks) for part in kept._parts) <= 16
     assert {name: len(tensor) for name, tensor in kept.state().items() if tensor.ndim} == {
         "ranks": 8,
-        "places": 8,
+        "indices": 8,
         "features": 8,
     }
-    kept.update(draws(10), torch.arange(1000, 1010) + (1 << 40))  # places beyond 32 bits are places too
+    kept.update(draws(10), torch.arange(1000, 1010) + (1 << 40))  # indices beyond 32 bits are indices too
     assert len(kept.features()) == 8
 
 

@@ -115,7 +115,7 @@ def test_a_corrupt_image_is_left_out_and_printed(folders: tuple[Path, Path], tmp
     (tmp_path / "damaged" / "007.png").write_bytes((folders[0] / "007.png").read_bytes()[:60])
     shutil.copytree(folders[0], tmp_path / "without")
     (tmp_path / "without" / "007.png").unlink()
-    requested = "features.scores=[frechet,spatial_frechet,precision,density]"  # parts and subsets go by places
+    requested = "features.scores=[frechet,spatial_frechet,precision,density]"  # parts and subsets go by indices
     found, without = (measured(tmp_path / name, folders[1], requested) for name in ("damaged", "without"))
     assert found.scores == pytest.approx(without.scores, rel=1e-9)
     assert found.samples["images"] == 39
@@ -343,9 +343,9 @@ def test_each_image_comes_once_with_its_place(tmp_path: Path) -> None:
     for batch in (1, 5, 64):
         some = taken(source)
         seen: dict[int, npt.NDArray[np.uint8]] = {}
-        for places, pixels in some.batches(batch):
-            assert len(places) == len(pixels) <= batch
-            seen.update(zip(places.tolist(), pixels, strict=True))
+        for indices, pixels in some.batches(batch):
+            assert len(indices) == len(pixels) <= batch
+            seen.update(zip(indices.tolist(), pixels, strict=True))
         assert sorted(seen) == list(range(87))
         assert all(np.array_equal(seen[place], source.read(source.images[place], 3)) for place in seen)
         assert some.sizes == {(16, 16), (8, 8)}
@@ -375,7 +375,7 @@ def test_another_image_is_held_out_where_all_held_out_ones_are_damaged(tmp_path:
     for key in order[:2]:
         (tmp_path / key).write_bytes(b"")
     some = taken(source, held_out=0.001)
-    assert [len(places) for places, _ in some.batches(4)] == [1]
+    assert [len(indices) for indices, _ in some.batches(4)] == [1]
     assert [each.key for each in some.images] == [order[0], order[2]]
     assert list(some.left_out) == [order[0]]
     for key in order[2:]:
@@ -386,7 +386,7 @@ def test_another_image_is_held_out_where_all_held_out_ones_are_damaged(tmp_path:
 
 def test_a_reader_that_is_left_early_stops(tmp_path: Path) -> None:
     batches = taken(open_source(write_noise(tmp_path, count=200, size=(4, 4)))).batches(2)
-    assert len(next(batches).places) == 2
+    assert len(next(batches).indices) == 2
     before = threading.active_count()
     del batches
     assert threading.active_count() < before, "the readers have ended"

@@ -245,8 +245,8 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
         prefix = torch.tensor([[0]] * 10 + [[1]] * 10)  # the folders come in the order of their names: dark, light
         expected = nll(pipe.prior, prefix, codes)
     assert torch.allclose(found.values["nats_per_code"], expected.mean((1, 2)), atol=1e-5)
-    assert found.places is not None
-    assert torch.allclose(found.places, expected.mean(0), atol=1e-5)
+    assert found.nats_per_position is not None
+    assert torch.allclose(found.nats_per_position, expected.mean(0), atol=1e-5)
     mean = float(expected.mean())
     assert found.scores["nats_per_code"] == pytest.approx(mean, rel=1e-5)
     assert found.scores["bits_per_pixel"] == pytest.approx(mean / math.log(2) * 16 / 256, rel=1e-5)

@@ -170,7 +170,7 @@ def test_pages_of_the_other_kinds() -> None:
         kind="prior",
         scores={"nats_per_code": 3.0},
         model={"tokenizer": "f00d", "prior": "cafe"},
-        places=torch.tensor([[1.0, 2.0], [3.0, 3.5]]),
+        nats_per_position=torch.tensor([[1.0, 2.0], [3.0, 3.5]]),
         examples=(ExampleImage("best", "a", {}, PIXELS, PIXELS), ExampleImage("sample", "seed 0", {}, PIXELS, PIXELS)),
     )
     html = page(prior, as_plain(prior))

@@ -254,12 +254,15 @@ def test_a_damaged_image_is_left_out_and_reported(
         (["reconstruction", "--scale", "tall"], "unknown scale 'tall'; did you mean"),
         (["reconstruction", "--scale", "full"], "needs ImageNet's training images .* give the images with --data"),
         (["reconstruction", "nowhere"], "no model folder nowhere"),
-        (["reconstruction", "RUN", "--data", "DATA", "--set", "measured_at=[16, 18]"], r"tiles of 4 pixels.*at=\[16, 16\]"),
+        (["reconstruction", "RUN", "--data", "DATA", "--set", "measured_at=[16, 18]"],
+            r"tiles of 4 pixels.*at=\[16, 16\]"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "size=[16, 18]"], "set measured_at for the size"),
-        (["reconstruction", "RUN", "--data", "DATA", "--set", "tokenizer.run.images=9"], "models are given and none is trained"),
+        (["reconstruction", "RUN", "--data", "DATA", "--set", "tokenizer.run.images=9"],
+            "models are given and none is trained"),
         (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are rendered"),
         (["reconstruction", "--set", "prior.run.codes=9"], "no prior is trained in this experiment"),
-        (["reconstruction", "--set", "tokenizer.model.quantizer.codebook_size=9"], "decides model.quantizer.codebook_size itself"),
+        (["reconstruction", "--set", "tokenizer.model.quantizer.codebook_size=9"],
+            "decides model.quantizer.codebook_size itself"),
         (["reconstruction", "--set", "tokenizer.run.imagse=9"], "unknown key 'run.imagse'; did you mean 'images'"),
         (["reconstruction", "--set", "tokenizers=[{name: a}, {name: a}]"], "two tokenizers are called 'a'"),
         (["reconstruction", "--set", "tokenizers=[{name: a/b}]"], "tokenizers.0.name = 'a/b'"),
@@ -300,8 +303,8 @@ def test_the_difference_is_paired() -> None:
 def test_tokenizers_of_gray_and_color_are_not_compared(
     home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for place in range(4):
-        save_png(tmp_path / "gray" / f"{place}.png", np.full((SIDE, SIDE, 1), 40 * place, np.uint8))
+    for index in range(4):
+        save_png(tmp_path / "gray" / f"{index}.png", np.full((SIDE, SIDE, 1), 40 * index, np.uint8))
     options = ["--recipe", home / "small.yaml", "--set", "model.autoencoder.channels=1", "--set", "run.images=4"]
     smalti(capfd, "train", "tokenizer", tmp_path / "gray", "--out", tmp_path / "run", *options)
     run = home / "out" / result(home / "out")["steps"]["tokenizer-f4"]["folder"]

@@ -17,6 +17,7 @@ from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop
 from smalti.data.sources import open_source
+from smalti.data.splits import split_crops
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.conditions.experiment import MAPS, TRIALS, known_of
 from smalti.experiments.conditions.findings import WORDS, goals_reached
@@ -25,7 +26,6 @@ from smalti.experiments.page_parts import pixels
 from smalti.hub.pretrained import find_model
 from smalti.prior_folder import load_prior
 from smalti.scenes.painter import LABELS
-from smalti.training.stage1 import crops
 from tests.experiment_helpers import page, run_and_read
 from tests.small import SIDE, write_recipe
 
@@ -113,13 +113,13 @@ def test_held_out_images_are_as_near_as_those_of_training(home: Path) -> None:
     # The middle of the larger scene is the middle of what it shows, pixel by pixel.
     scenes = open_source(folder_of(home, "scenes-large") / "images")
     near, far = (
-        crops(scenes, ImageSettings(size=(side, side), zoom=zoom, validation=0.2), channels=3, seed=0)[1]
+        split_crops(scenes, ImageSettings(size=(side, side), zoom=zoom, validation=0.2), channels=3, seed=0)[1]
         for side, zoom in ((SIDE, (2.0, 3.0)), (2 * SIDE, (1.0, 1.0)))
     )
     quarter = SIDE // 2
-    for place in range(len(near)):
-        middle = far[place, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
-        assert torch.equal(near[place, 0].image, middle)
+    for index in range(len(near)):
+        middle = far[index, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
+        assert torch.equal(near[index, 0].image, middle)
     with pytest.raises(SmaltiError, match=r"zoom is a factor of at least 1, not 0\.5"):
         CenterCrop(zoom=0.5)
 
@@ -127,14 +127,14 @@ def test_held_out_images_are_as_near_as_those_of_training(home: Path) -> None:
 def test_what_is_known_belongs_to_the_images(home: Path) -> None:
     scenes = folder_of(home, "scenes")
     cut = ImageSettings(size=(SIDE, SIDE), zoom=(1.0, 1.0), validation=0.2)
-    _, held_out = crops(open_source(scenes / "images"), cut, channels=3, seed=0)
+    _, held_out = split_crops(open_source(scenes / "images"), cut, channels=3, seed=0)
     known = known_of(held_out, scenes)
-    for place, image in enumerate(held_out.images):
+    for index, image in enumerate(held_out.images):
         from PIL import Image
 
         with Image.open(scenes / "segmentations" / image.key) as file:
-            assert np.array_equal(np.asarray(file), known.labels[place].numpy())
-        assert held_out.source.labels[int(known.classes[place])] == image.label
+            assert np.array_equal(np.asarray(file), known.labels[index].numpy())
+        assert held_out.source.labels[int(known.classes[index])] == image.label
     assert int(known.labels.max()) < len(LABELS)
     assert known.depths.shape == (len(held_out), 1, SIDE, SIDE)
 

@@ -1,5 +1,5 @@
-"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images generated; and the palette of f =
-1."""
+"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images generated; and the palette of f
+= 1."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_codes_are_of_parts_of_whole_images_not_of_small_ones(home: Path) -> Non
     whole."""
     shards = open_codes(home / "out" / steps(home)["codes-f1"]["folder"] / "codes")
     palette = tokenizer(home, "f1")
-    crops = torch.stack([palette.decode_codes(shards.validation[place, 0].codes[None])[0] for place in range(6)])
+    crops = torch.stack([palette.decode_codes(shards.validation[index, 0].codes[None])[0] for index in range(6)])
     heights = (crops.mean((1, 3)).amax(1) - crops.mean((1, 3)).amin(1)).mean()
     images = [to_tensor(np.asarray(Image.open(path))) for path in sorted((home / "a").rglob("*.png"))]
     whole = torch.stack([each.mean((0, 2)).amax() - each.mean((0, 2)).amin() for each in images]).mean()
@@ -145,7 +145,7 @@ def test_what_was_generated_before_a_stop_is_not_generated_again(
     found = steps(home)
     prior, condition = load_prior(find_model(home / "out" / found["prior-f2"]["folder"], kind="prior"))
     pipeline = Pipeline(tokenizer(home, "f2"), prior, condition)
-    seeds, place = torch.arange(2), StepContext(tmp_path, {}, QUIET)
+    seeds, context = torch.arange(2), StepContext(tmp_path, {}, QUIET)
     with ExitStack() as unfinished:
         whole, _ = sampling._generate(pipeline, seeds, (8, 8), StepContext(tmp_path / "whole", {}, QUIET), unfinished)
     file, counts = tmp_path / "codes-0000.generation", []
@@ -159,11 +159,11 @@ def test_what_was_generated_before_a_stop_is_not_generated_again(
 
     monkeypatch.setattr(generation_loop, "generate", stopped)
     with pytest.raises(KeyboardInterrupt), ExitStack() as unfinished:
-        sampling._generate(pipeline, seeds, (8, 8), place, unfinished)
+        sampling._generate(pipeline, seeds, (8, 8), context, unfinished)
     assert counts == [16, 32, 48, 64], "as many codes as a row has, of two images"
     assert int((read_generation(file).codes >= 0).sum()) == 48
     with ExitStack() as unfinished:
-        codes, _ = sampling._generate(pipeline, seeds, (8, 8), place, unfinished)
+        codes, _ = sampling._generate(pipeline, seeds, (8, 8), context, unfinished)
         assert torch.equal(codes, whole)
         assert min(counts[4:]) >= 48, "it went on from there"
     assert not file.exists()

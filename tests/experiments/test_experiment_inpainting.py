@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from smalti.core.errors import SmaltiError
-from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps, sampling
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.experiment_registry import EXPERIMENTS
@@ -23,7 +22,7 @@ from smalti.experiments.page_parts import pixels
 from smalti.hub.pretrained import find_model
 from smalti.prior import nll
 from smalti.prior_folder import load_prior
-from tests.experiment_helpers import no_weights, page, request, run_and_read
+from tests.experiment_helpers import held_out_codes, no_weights, page, request, run_and_read, step_folder
 from tests.small import SIDE, write_images, write_recipe
 
 NAME = "inpainting"
@@ -70,28 +69,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def found(home: Path) -> dict[str, Any]:
-    """The steps in `result.json`."""
-    steps: dict[str, Any] = json.loads((home / "out" / "result.json").read_text())["steps"]
-    return steps
-
-
-def folder(home: Path, found: dict[str, Any], step: str) -> Path:
-    path: Path = home / "out" / found[step]["folder"]
-    return path
-
-
-def held_out(home: Path, found: dict[str, Any]) -> torch.Tensor:
-    """The codes of the held-out images, (B,h,w)."""
-    shards = open_codes(folder(home, found, "codes") / "codes")
-    return torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
-
-
 def nats(home: Path, found: dict[str, Any], order: str, places: torch.Tensor | None = None) -> torch.Tensor:
-    prior, _ = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
+    prior, _ = load_prior(find_model(step_folder(home, found, f"prior-{order}"), kind="prior"))
     assert prior.order == order
-    codes = held_out(home, found)
+    codes = held_out_codes(home, found)
     with torch.no_grad():
         return nll(prior, prior.null_prefix(len(codes)), codes, order=places)
 
@@ -123,7 +104,8 @@ def test_both_are_trained_for_equal_time(home: Path, found: dict[str, Any]) -> N
     assert found[f"prior-{RASTER}"]["outcome"]["codes"] == LENGTH
     assert found[f"prior-{ANY}"]["outcome"]["codes"] == LENGTH * 3 // 4 // 64 * 64, "whole batches"
     notes = [
-        json.loads(folder(home, found, f"prior-{order}").with_suffix(".json").read_text()) for order in (RASTER, ANY)
+        json.loads(step_folder(home, found, f"prior-{order}").with_suffix(".json").read_text())
+        for order in (RASTER, ANY)
     ]
     orders = [note["settings"]["training"]["network"].pop("order") for note in notes]
     assert orders == [RASTER, ANY]
@@ -133,7 +115,7 @@ def test_both_are_trained_for_equal_time(home: Path, found: dict[str, Any]) -> N
 @pytest.mark.parametrize("hole", SHOWN)
 @pytest.mark.parametrize("way", [RASTER, "best of 2", ANY])
 def test_completed_images_keep_what_is_given(home: Path, found: dict[str, Any], hole: str, way: str) -> None:
-    shown = folder(home, found, "completions") / "shown"
+    shown = step_folder(home, found, "completions") / "shown"
     kept = ~HOLES[hole](SIDE, SIDE).numpy()
     for number in range(SHEET):
         original, given, completed = (
@@ -150,7 +132,7 @@ def test_samples_are_measured_in_each_way(home: Path, found: dict[str, Any]) -> 
     for way, row in rows.items():
         assert row["frechet"] >= 0
         assert 0 <= row["class_accuracy"] <= 1
-        assert len(list((folder(home, found, "samples") / "samples" / way.replace(" ", "-")).glob("*.png"))) == 4
+        assert len(list((step_folder(home, found, "samples") / "samples" / way.replace(" ", "-")).glob("*.png"))) == 4
 
 
 def test_the_page_reports_what_was_found(home: Path, found: dict[str, Any]) -> None:

@@ -52,7 +52,8 @@ def chosen(home: Path) -> dict[str, Any]:
         },
         "modern": {"recipe": recipe},
         "without": [{"name": "no-average", "changes": ["run.ema_half_life=0"]}],
-        "sets": [{"name": "light", "size": [SIDE, SIDE]}, {"name": "wide", "size": [SIDE, 2 * SIDE], "data": str(home / "a")}],
+        "sets": [{"name": "light", "size": [SIDE, SIDE]},
+            {"name": "wide", "size": [SIDE, 2 * SIDE], "data": str(home / "a")}],
         "minutes": 0.005,
         "pace_seconds": 0.01,
         "held_out": 0.3,
@@ -236,15 +237,15 @@ def test_a_training_is_as_long_as_the_minutes_allow() -> None:
 
 
 def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
-    """A step on the border would place the codes, which is done once in a training and not in each step."""
+    """A step on the border would index the codes, which is done once in a training and not in each step."""
     small = nominal(training("small-64"))
     assert small.run.images == NOMINAL
     game = small.objective.adversarial
     borders = [0.0, small.quantize_from, game.start, game.start + game.ramp, 1.0]
     places = [(2 * number + 1) / (2 * PLACES) for number in range(PLACES)]
-    assert min(abs(place - border) for place in places for border in borders) * NOMINAL > 100 * small.run.batch
-    assert any(place < game.start for place in places)
-    assert any(place > game.start + game.ramp for place in places)
+    assert min(abs(index - border) for index in places for border in borders) * NOMINAL > 100 * small.run.batch
+    assert any(index < game.start for index in places)
+    assert any(index > game.start + game.ramp for index in places)
 
 
 def test_looking_at_held_out_images_is_no_training() -> None:
@@ -266,7 +267,7 @@ values = st.lists(st.integers(0, 20), min_size=1, max_size=8)
 
 @given(values, st.integers(0, 20), st.sampled_from([LPIPS, "psnr"]))
 def test_the_moment_at_which_a_target_is_reached(heights: list[int], target: int, score: str) -> None:
-    points = [{"seconds": 3.0 * place + 1, score: float(height)} for place, height in enumerate(heights)]
+    points = [{"seconds": 3.0 * index + 1, score: float(height)} for index, height in enumerate(heights)]
     found = reached(points, score, target=float(target))
     slow = reference.first_reached(points, score, target=float(target), lower_is_better=score == LPIPS)
     assert (found is None) == (slow is None)

@@ -13,7 +13,6 @@ import torch
 
 from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
-from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.experiment_registry import EXPERIMENTS
@@ -32,7 +31,7 @@ from smalti.prior import nll
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
 from smalti.reports.number_format import signed
-from tests.experiment_helpers import no_weights, page, request, run_and_read
+from tests.experiment_helpers import held_out_codes, no_weights, page, request, run_and_read, step_folder
 from tests.small import SIDE, write_images, write_recipe
 
 NAME = "orders"
@@ -69,31 +68,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def found(home: Path) -> dict[str, Any]:
-    """The steps in `result.json`."""
-    steps: dict[str, Any] = json.loads((home / "out" / "result.json").read_text())["steps"]
-    return steps
-
-
-def folder(home: Path, found: dict[str, Any], step: str) -> Path:
-    path: Path = home / "out" / found[step]["folder"]
-    return path
-
-
-def held_out(home: Path, found: dict[str, Any]) -> torch.Tensor:
-    """The codes of the held-out images, (B,h,w)."""
-    shards = open_codes(folder(home, found, "codes") / "codes")
-    return torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_figures_are_those_of_the_model_on_the_held_out_images(home: Path, found: dict[str, Any], order: Order) -> None:
-    prior, _ = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
+    prior, _ = load_prior(find_model(step_folder(home, found, f"prior-{order}"), kind="prior"))
     assert prior.order == order
     compared = found["compare"]["outcome"]
     assert compared["parameters"] == sum(weight.numel() for weight in prior.parameters())
-    codes = held_out(home, found)
+    codes = held_out_codes(home, found)
     assert compared["images"] == len(codes) > 1
     with torch.no_grad():
         each = nll(prior, prior.null_prefix(len(codes)), codes)  # (B,h,w)
@@ -107,9 +88,9 @@ def test_figures_are_those_of_the_model_on_the_held_out_images(home: Path, found
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_differences_from_raster_are_image_by_image(home: Path, found: dict[str, Any], order: Order) -> None:
-    codes, values = held_out(home, found), {}
+    codes, values = held_out_codes(home, found), {}
     for name in (order, RASTER):
-        prior, _ = load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior"))
+        prior, _ = load_prior(find_model(step_folder(home, found, f"prior-{name}"), kind="prior"))
         with torch.no_grad():
             values[name] = nll(prior, prior.null_prefix(len(codes)), codes).double().mean((1, 2))
     gains = values[order] - values[RASTER]
@@ -120,8 +101,8 @@ def test_differences_from_raster_are_image_by_image(home: Path, found: dict[str,
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_samples_are_what_the_program_generates_in_that_order(home: Path, found: dict[str, Any], order: Order) -> None:
-    tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
-    prior, condition = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
+    tokenizer = load_tokenizer(step_folder(home, found, "tokenizer"))
+    prior, condition = load_prior(find_model(step_folder(home, found, f"prior-{order}"), kind="prior"))
     pipeline = Pipeline(tokenizer, prior, condition)
     prefix, known = prior.null_prefix(SEEDS), unknown_codes(SEEDS, prior.grid)
     codes = final_codes(
@@ -129,7 +110,7 @@ def test_samples_are_what_the_program_generates_in_that_order(home: Path, found:
             prior, GenerationRequest(constant_prefix(prefix), sampler=Sampler(), seeds=torch.arange(SEEDS), known=known)
         )
     )
-    files = sorted((folder(home, found, f"samples-{order}") / "samples").glob("*.png"))
+    files = sorted((step_folder(home, found, f"samples-{order}") / "samples").glob("*.png"))
     assert len(files) == SEEDS
     wanted = to_array(pipeline.decode(codes))
     for file, image in zip(files, wanted, strict=True):
@@ -139,7 +120,7 @@ def test_samples_are_what_the_program_generates_in_that_order(home: Path, found:
 def test_all_see_the_same_batches(home: Path, found: dict[str, Any]) -> None:
     settings = []
     for order in ORDERS:
-        note = json.loads(folder(home, found, f"prior-{order}").with_suffix(".json").read_text())
+        note = json.loads(step_folder(home, found, f"prior-{order}").with_suffix(".json").read_text())
         assert note["settings"]["training"]["network"].pop("order") == order
         assert note["after"] == ["tokenizer", "codes"]
         settings.append(note["settings"])

@@ -80,7 +80,7 @@ def test_figures_are_those_of_the_models_on_the_held_out_codes(home: Path, name:
     assert row["parameters"] == sum(weight.numel() for weight in prior.parameters())
     shards = open_codes(home / "out" / found["codes"]["folder"] / "codes")
     assert shards.meta.grid == (4, 4)
-    codes = torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
+    codes = torch.stack([shards.validation[index, 0].codes for index in range(len(shards.validation))])
     assert found["compare"]["outcome"]["images"] == len(codes) == found["codes"]["outcome"]["held_out"]
     with torch.no_grad():
         values = nll(prior, prior.null_prefix(len(codes)), codes).mean(dim=(1, 2))

@@ -38,7 +38,7 @@ from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nll
 from smalti.prior.window import Window, window_at
 from smalti.prior_folder import load_prior
 from smalti.reports.number_format import signed
-from tests.experiment_helpers import page, run_and_read
+from tests.experiment_helpers import page, run_and_read, step_folder
 from tests.generation.test_code_sampler import small
 from tests.reference import earliest
 from tests.small import write_recipe
@@ -95,29 +95,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def found(home: Path) -> dict[str, Any]:
-    """The steps in `result.json`."""
-    steps: dict[str, Any] = json.loads((home / "out" / "result.json").read_text())["steps"]
-    return steps
-
-
-def folder(home: Path, found: dict[str, Any], step: str) -> Path:
-    path: Path = home / "out" / found[step]["folder"]
-    return path
-
-
 def pipeline_of(home: Path, found: dict[str, Any], way: str) -> Pipeline:
     name = {TILES: WINDOW, WHOLE: f"{WHOLE}-{named(LARGEST)}"}.get(way, way)
-    tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
-    return Pipeline(tokenizer, *load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior")))
+    tokenizer = load_tokenizer(step_folder(home, found, "tokenizer"))
+    return Pipeline(tokenizer, *load_prior(find_model(step_folder(home, found, f"prior-{name}"), kind="prior")))
 
 
 def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[Tensor, list[ImageCrop]]:
     """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part
     lies."""
-    source = open_source(folder(home, found, "scenes") / "images")
-    tokenizer, (H, W) = load_tokenizer(folder(home, found, "tokenizer")), PLACES[grid]
+    source = open_source(step_folder(home, found, "scenes") / "images")
+    tokenizer, (H, W) = load_tokenizer(step_folder(home, found, "tokenizer")), PLACES[grid]
     _, others = split(source.images, validation=HELD_OUT)
     assert len(others) > IMAGES
     cuts, places = [], []
@@ -136,7 +124,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
     home: Path, found: dict[str, Any], grid: tuple[int, int]
 ) -> None:
     codes, places = held_out(home, found, grid)
-    shards = open_codes(folder(home, found, f"codes-{named(grid)}") / "codes")
+    shards = open_codes(step_folder(home, found, f"codes-{named(grid)}") / "codes")
     examples = [shards.validation[index, 0] for index in range(len(shards.validation))]
     assert torch.equal(torch.stack([example.codes for example in examples]), codes)
     condition = pipeline_of(home, found, COORDINATES).condition
@@ -192,8 +180,8 @@ def test_images_are_what_the_program_generates(
             generate(pipeline.prior, pipeline.request_for([None] * len(known), known, sampler=Sampler(), seeds=seeds))
         )
         codes = torch.zeros(SAMPLES, *grid, dtype=torch.int64)
-        for place, tile in enumerate(tiles):
-            index, (row, column) = place // number, divmod(place % number, columns)
+        for count, tile in enumerate(tiles):
+            index, (row, column) = count // number, divmod(count % number, columns)
             codes[index, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
     else:
         known = unknown_codes(SAMPLES, grid)
@@ -203,7 +191,7 @@ def test_images_are_what_the_program_generates(
                 pipeline.request_for([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)),
             )
         )
-    files = sorted((folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
+    files = sorted((step_folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
         assert np.array_equal(pixels(file), image)
@@ -215,11 +203,11 @@ def test_seams_and_structure_are_those_of_the_images(
 ) -> None:
     compared = found[f"compare-{named(grid)}"]["outcome"]
     if way == "real":
-        path, row = folder(home, found, f"compare-{named(grid)}") / "real", compared["real"]
+        path, row = step_folder(home, found, f"compare-{named(grid)}") / "real", compared["real"]
         again = pipeline_of(home, found, WINDOW).decode(held_out(home, found, grid)[0])
         assert np.array_equal(np.stack([pixels(file) for file in sorted(path.glob("*.png"))]), to_array(again))
     else:
-        path, row = folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
+        path, row = step_folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
     images = torch.stack([to_tensor(pixels(file)) for file in sorted(path.glob("*.png"))])
     assert row["seams"] == seams(images, F, window=2)
     assert (row["seams"] is None) == (grid == SMALLEST), "a single tile has no borders"
@@ -232,13 +220,13 @@ def test_seams_and_structure_are_those_of_the_images(
 
 def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]) -> None:
     notes = {
-        name: json.loads(folder(home, found, f"prior-{name}").with_suffix(".json").read_text())
+        name: json.loads(step_folder(home, found, f"prior-{name}").with_suffix(".json").read_text())
         for name in (*GROWING, f"{WHOLE}-{named(LARGEST)}")
     }
     trainings = {name: note["settings"]["training"] for name, note in notes.items()}
     assert trainings[WINDOW]["run"]["batch"] == 8
     fewer = {**trainings[WINDOW], "run": {**trainings[WINDOW]["run"], "batch": 1}}
-    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes a step"
+    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes per step"
     assert trainings[COORDINATES] == {**trainings[WINDOW], "condition": "coordinates"}
     assert trainings[NEIGHBORHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBORHOOD]["network"]}
     assert [note["after"][1] for note in notes.values()] == ["codes-2x2"] * 3 + ["codes-4x8"]
@@ -275,9 +263,9 @@ def test_tiles_are_parts_of_the_grid_and_join_again(B: int, rows: int, columns: 
     codes = torch.arange(B * rows * h * columns * w).view(B, rows * h, columns * w)
     tiles = cut(codes, (h, w))
     assert tiles.shape == (B, rows * columns, h, w)
-    for place in range(rows * columns):
-        row, column = divmod(place, columns)
-        assert torch.equal(tiles[:, place], codes[:, row * h : row * h + h, column * w : column * w + w])
+    for index in range(rows * columns):
+        row, column = divmod(index, columns)
+        assert torch.equal(tiles[:, index], codes[:, row * h : row * h + h, column * w : column * w + w])
     assert torch.equal(joined(tiles, (rows * h, columns * w)), codes)
 
 
@@ -345,7 +333,8 @@ def test_every_scale_can_be_planned(scale: str) -> None:
         ({"sizes": [[2, 4]], "whole": []}, "", "that are as high as the scenes, 16 pixels"),
         ({"window": [2, 1], "sizes": [[4, 3]], "whole": []}, "", "sides of multiples of 8"),
         ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
-        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "", "neighborhood=\\[...\\], or set parameters_wi"),
+        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "",
+            "neighborhood=\\[...\\], or set parameters_wi"),
         ({}, "prior.network.layers=2", "decides network.layers itself"),
         ({}, "prior.condition=unconditional", "decides condition itself"),
         ({}, "tokenizer.images.size=[8, 8]", "decides images.size itself"),
@@ -361,4 +350,4 @@ def test_mistakes_are_sentences(
 
 def test_images_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="omit --data"):
-        run_and_read("window", tmp_path / "out", ExperimentRequest(data=folder(home, found, "scenes") / "images"))
+        run_and_read("window", tmp_path / "out", ExperimentRequest(data=step_folder(home, found, "scenes") / "images"))

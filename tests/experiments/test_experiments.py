@@ -1,5 +1,5 @@
-"""The frame of experiments: what is done stays done, what was stopped continues, what has changed is done again; and the
-table."""
+"""The frame of experiments: what is done stays done, what was stopped continues, what has changed is done again; and
+the table."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Reckoning:
     def plan(self, chosen: Numbers, request: ExperimentRequest) -> list[Step]:
         first, second = chosen.first, chosen.second
         return [
-            Step(name="one", settings={"a": {"value": first}}, work=self.work("one", lambda place: first)),
-            Step(name="two", settings={"value": second}, work=self.work("two", lambda place: second)),
+            Step(name="one", settings={"a": {"value": first}}, work=self.work("one", lambda context: first)),
+            Step(name="two", settings={"value": second}, work=self.work("two", lambda context: second)),
             Step(name="sum", settings={}, work=self.work("sum", _sum), after=("one", "two")),
         ]
 
@@ -307,7 +307,7 @@ def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, mo
         planned = experiment.plan(experiment.resolved(request), request)
         names = [step.name for step in planned]
         assert len(set(names)) == len(names)
-        assert all(set(step.after) <= set(names[:place]) for place, step in enumerate(planned))
+        assert all(set(step.after) <= set(names[:index]) for index, step in enumerate(planned))
         json.dumps([step.settings for step in planned])
 
 

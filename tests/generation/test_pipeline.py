@@ -244,7 +244,7 @@ def test_an_image_amid_a_larger_grid() -> None:
     assert center_on_canvas(codes, (2, 3)).tolist() == codes.tolist()
     assert center_on_canvas(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
     assert center_on_canvas(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
-    with pytest.raises(SmaltiError, match=r"2 x 3 codes \(height x width\) has no place on a canvas of 4 x 2"):
+    with pytest.raises(SmaltiError, match=r"2 x 3 codes \(height x width\) does not fit on a canvas of 4 x 2"):
         center_on_canvas(codes, (4, 2))
 
 

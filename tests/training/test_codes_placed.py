@@ -1,4 +1,5 @@
-"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run continues with another length."""
+"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run continues
+with another length."""
 
 from __future__ import annotations
 
@@ -21,13 +22,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def gone_on(folder: Path, before: TokenizerStage, *overrides: str, old: bool = False) -> TokenizerStage:
-    """A stage with other settings that continues from the state of `before`. `old`: as smalti 0.1 wrote it."""
+def gone_on(folder: Path, before: TokenizerStage, *overrides: str) -> TokenizerStage:
+    """A stage with other settings that continues from the state of `before`."""
     stage = stage_of(folder, *overrides)
     stage.tokenizer.load_state_dict(before.tokenizer.state_dict())
     stage.exported.module.load_state_dict(before.exported.module.state_dict())
-    state = before.state()
-    stage.restored({**state, "used": before.used.counts} if old else state)
+    stage.restored(before.state())
     return stage
 
 
@@ -47,17 +47,14 @@ def test_a_run_that_goes_on_with_a_shorter_length_places_its_codes(folder: Path,
     assert stage.codebook.frozen == bool(late)
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(
-    folder: Path, old: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They were left for unquantized features, and placed a second time."""
     kmeans = ("model.quantizer.kmeans_iterations=2", "quantize_from=0.2")
     before = stage_of(folder, *kmeans)
     for seen in (0, 4, 8):
         step(before, seen)
     assert before.codebook.initialized
-    stage = gone_on(folder, before, *kmeans, "run.images=24" if old else "run.images=240", old=old)
+    stage = gone_on(folder, before, *kmeans, "run.images=240")
     monkeypatch.setattr(VQ, "init_codebook", refused)
-    for seen in (12, 16 if old else 48):
+    for seen in (12, 48):
         assert float(step(stage, seen)["codebook"]) > 0

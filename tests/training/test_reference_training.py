@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
 from smalti.data.sources import open_source
+from smalti.data.splits import split_crops
 from smalti.losses.objective import AdversarialSettings
 from smalti.prior import nll
 from smalti.tokenizer.quantizers import VQ, VQSettings
-from smalti.training import stage1 as stage_one
 from smalti.training.config import OptimizerSettings, PriorTraining, TokenizerTraining, resolve
 from smalti.training.gan_step import AdversarialSchedule
 from smalti.training.optimizer import Average, Latest, exported, rate_at
@@ -76,7 +76,8 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
 
 @pytest.mark.parametrize(("grad_clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
 def test_clipping_and_none(grad_clip: float, moved: float) -> None:
-    """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
+    """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of
+    it."""
     module = nn.Linear(1, 1, bias=False)
     fabric, wrapped, optimizer = fabric_of(module)
     before = module.weight.item()
@@ -303,7 +304,7 @@ def test_validation_is_without_the_noise_of_training(folder: Path) -> None:
 def test_images_are_cut_in_the_middle_where_that_is_requested(folder: Path) -> None:
     source = open_source(folder / "images")
     random, center = (
-        stage_one.crops(source, settings_of(folder, f"images.crop={crop}").images, channels=3, seed=0)[0]
+        split_crops(source, settings_of(folder, f"images.crop={crop}").images, channels=3, seed=0)[0]
         for crop in ("random", "center")
     )
     assert torch.equal(center[0, 0].image, center[0, 5].image)

@@ -36,7 +36,7 @@ OBJECTS = (
     ),
     *("numpy", "pathlib", "datetime", "argparse", "typing", "enum", "_codecs", "antlr4"),
 )
-"""Packages whose objects stand in such files though they are no weights; replaced even where they are called."""
+"""Packages whose objects stand in such files though they are not weights; replaced even where they are called."""
 
 
 class _Dead(type):
@@ -160,15 +160,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     content = read_pickle(path)
     tensors = tensors_in(content, sections=SECTIONS) if isinstance(content, Mapping) else {}
     if not tensors:
-        raise SmaltiError(f"{path} holds no weights by name; it is no checkpoint of a model")
+        raise SmaltiError(f"{path} holds no weights by name; it is not a checkpoint of a model")
     return tensors
 
 
 def _shards(index: Path) -> list[Path]:
     """The index of a checkpoint in shards -> these files, all in the index's folder."""
     content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, Mapping) else None
-    names = sorted({str(name) for name in places.values()}) if isinstance(places, Mapping) else []
+    weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, Mapping) else []
     if not names or any(Path(name).name != name or Path(name).suffix == ".json" for name in names):
         raise SmaltiError(f"{index} names no shards in its folder (weight_map); copy it again")
     missing = [name for name in names if not index.with_name(name).is_file()]
@@ -203,6 +203,6 @@ def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     wrapper = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPERS)})\.")
     bare = {name: wrapper.sub("", name) for name in weights}
-    if len(set(bare.values())) < len(bare):  # then they tell weights apart, and are no wrappers
+    if len(set(bare.values())) < len(bare):  # then they tell weights apart, and are not wrappers
         return dict(weights)
     return {bare[name]: tensor for name, tensor in weights.items()}

@@ -75,7 +75,7 @@ def find(path: Path) -> Found | None:
     """A run folder, a folder with a YAML and a checkpoint, or a checkpoint with its YAML beside it -> both; None for
     others.
 
-    Raises `SmaltiError` where there is one half only, where a folder holds several models, where it is not known which
+    Raises `SmaltiError` if there is one half only, where a folder holds several models, where it is not known which
     of several YAML files belongs to a checkpoint, and for YAML that is none.
     """
     if path.is_file() and path.suffix in SUFFIXES:
@@ -118,16 +118,16 @@ def _describes_a_model(text: str) -> bool:
     return re.search(r"(?m)(^|\{)\s*[\"']?model[\"']?\s*:", text) is not None
 
 
-def _places(file: Path, *, home: Path) -> list[Path]:
+def _config_folders(file: Path, *, home: Path) -> list[Path]:
     """The folders inside `home` where the settings of a checkpoint may lie, the nearest first."""
     same_folder, above = file.parent, file.parent.parent
-    places = (
+    candidates = (
         same_folder,
         same_folder / "configs",
         above / "configs",
         *([above] if same_folder.name == "checkpoints" else []),
     )
-    return [place for place in places if place.is_relative_to(home)]
+    return [path for path in candidates if path.is_relative_to(home)]
 
 
 def _owners(config: Path, *, near: Path) -> list[Path]:
@@ -141,21 +141,21 @@ def _owners(config: Path, *, near: Path) -> list[Path]:
 
 def _own(file: Path, *, home: Path) -> Path | None:
     """The YAML file that has the name of a checkpoint, or None."""
-    named = (config for place in _places(file, home=home) for config in _model_yamls(place))
+    named = (config for folder in _config_folders(file, home=home) for config in _model_yamls(folder))
     return next((config for config in named if config.stem == file.stem and file in _owners(config, near=file)), None)
 
 
 def _shared(file: Path, *, home: Path) -> list[Path]:
     """The YAML files near a checkpoint that are no other checkpoint's; several are those of one run that was
     resumed."""
-    for place in _places(file, home=home):
-        free = [config for config in _model_yamls(place) if not _owners(config, near=file)]
-        if place.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
+    for folder in _config_folders(file, home=home):
+        free = [config for config in _model_yamls(folder) if not _owners(config, near=file)]
+        if folder.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
             return of_runs
         if len(free) > 1:
             names = ", ".join(config.name for config in free)
             raise SmaltiError(
-                f"which of {names} in {place} describes {file} is not known; give that one the name {file.stem}.yaml"
+                f"which of {names} in {folder} describes {file} is not known; give that one the name {file.stem}.yaml"
             )
         if free:
             return free
@@ -210,7 +210,7 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
 
 
 def _agreed(given: Grid | None, noted: Grid | None, *, where: str) -> Grid | None:
-    """The one of two grids that is known. Raises `SmaltiError` where they differ."""
+    """The one of two grids that is known. Raises `SmaltiError` if they differ."""
     if given is not None and noted is not None and given != noted:
         raise SmaltiError(
             f"{where} is of a window of {in_text(noted)} codes, the grid given is {in_text(given)}; leave it out"
@@ -232,7 +232,7 @@ def read_net2net(
     """A transformer with both its stages -> tokenizer, prior and condition.
 
     The window is that of its permuter; where it has none, `grid` (h,w) in codes; where that is None too, the square
-    that its positions make. Raises `SmaltiError` where they contradict one another, and where the positions make no
+    that its positions make. Raises `SmaltiError` if they contradict one another, and where the positions make no
     square.
     """
     params = dict(part.params)
@@ -299,7 +299,7 @@ def _permuter(params: Mapping[str, Any], *, where: str) -> Part | None:
 
 
 def _window(params: Mapping[str, Any], given: Grid | None, *, where: str) -> Grid | None:
-    """The grid of codes that the permuter is for, else the one given. Raises `SmaltiError` where they differ."""
+    """The grid of codes that the permuter is for, else the one given. Raises `SmaltiError` if they differ."""
     permuter = _permuter(params, where=where)
     if permuter is None or not {"H", "W"} <= permuter.params.keys():
         return given

@@ -38,10 +38,11 @@ CLASSES: dict[str, int] = {
     "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
     "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
 }
-"""The original's data sets of scene layouts -> their numbers of object classes, whose names only the annotations have."""
+"""The original's data sets of scene layouts -> their numbers of object classes,
+whose names only the annotations have."""
 
-PLACES_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
-"""`conditional_key` of the original -> `LayoutSettings.places`."""
+GEOMETRY_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
+"""`conditional_key` of the original -> `LayoutSettings.geometry`."""
 
 
 class ConditionStage(NamedTuple):
@@ -109,7 +110,8 @@ def _window_of_half(stage: ConditionStage) -> Grid:
 
 
 def _square(stage: ConditionStage, count: int) -> Grid:
-    """A number of codes -> the square (h,w) that they fill. Raises `SmaltiError` asking for the grid if there is none."""
+    """A number of codes -> the square (h,w) that they fill. Raises `SmaltiError` asking
+    for the grid if there is none."""
     nominal = stage.side**2
     side = math.isqrt(max(count, 0))
     if count == nominal + 1:
@@ -174,13 +176,13 @@ def _codes(stage: ConditionStage, part: Part) -> ImportedCondition:
     """A layout if the YAML names a known data set of layouts, else precomputed codes."""
     key = str(part.params.get("conditional_key", stage.params.get("cond_stage_key", "codes")))
     source = (stage.data.get("params") or {}).get("train") or {}
-    if key in PLACES_BY_KEY and source.get("target") in CLASSES:
+    if key in GEOMETRY_BY_KEY and source.get("target") in CLASSES:
         options = source.get("params") or {}
         layout = {
             "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
             "max_objects": int(options.get("max_objects_per_image", 30)),
             "codebook_size": int(options.get("no_tokens", stage.vocabulary)),
-            "places": PLACES_BY_KEY[key],
+            "geometry": GEOMETRY_BY_KEY[key],
             "encode_crop": bool(options.get("encode_crop", True)),
             "group": bool(options.get("use_group_parameter", False)),
             "flags": bool(options.get("use_additional_parameters", False)),
@@ -228,7 +230,7 @@ def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, An
         stage["params"]["sane_index_shape"] = True  # without it the original's forward pass fails
         weights = section_weights(condition.tokenizer, stage)
     elif isinstance(condition, Layout | PrecomputedCodes):
-        centers = isinstance(condition, Layout) and condition.settings.places == "centers"
+        centers = isinstance(condition, Layout) and condition.settings.geometry == "centers"
         key = (
             condition.key
             if isinstance(condition, PrecomputedCodes)

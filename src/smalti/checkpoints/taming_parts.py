@@ -2,8 +2,8 @@
 stages).
 
 Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
-its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown key
-is an error.
+its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown
+key is an error.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Part(NamedTuple):
 
 
 def take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
-    """What stands under a key that must be there. Raises `SmaltiError` where it is missing."""
+    """What stands under a key that must be there. Raises `SmaltiError` if it is missing."""
     if key not in values:
         raise SmaltiError(f"{where}: the key {key!r} is missing")
     return values[key]
@@ -335,14 +335,14 @@ def read_tokenizer(part: Part, weights: Mapping[str, Tensor], *, prefix: str, wh
     mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     used = len(mine["quantize.used"]) if "quantize.used" in mine else 0
     tokenizer = VQGAN(tokenizer_settings(part, used=used, where=where))
-    place = f"{where} ({prefix.rstrip('.')})" if prefix else where
-    tokenizer_names(tokenizer).read_into(tokenizer, mine, where=place, ignored=IGNORED)
+    prefixed = f"{where} ({prefix.rstrip('.')})" if prefix else where
+    tokenizer_names(tokenizer).read_into(tokenizer, mine, where=prefixed, ignored=IGNORED)
     if used and not (
         int(mine["quantize.used"].min()) >= 0
         and int(mine["quantize.used"].max()) < tokenizer.settings.quantizer.codebook_size
     ):
         raise SmaltiError(
-            f"{place}: its table of used codes (quantize.used) names codes that the codebook does not have"
+            f"{prefixed}: its table of used codes (quantize.used) names codes that the codebook does not have"
         )
     return tokenizer.eval().requires_grad_(False)
 

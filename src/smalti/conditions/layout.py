@@ -1,6 +1,6 @@
 """A list of objects with boxes as a condition: the scene layouts of the original's last models.
 
-Letters: B batch, P prefix codes, h w grid of codes. Source: the scene models of CompVis/taming-transformers (Jahn,
+Notation: B batch, P prefix codes, h w grid of codes. Source: the scene models of CompVis/taming-transformers (Jahn,
 Rombach, Ommer, arXiv 2105.06458). `layout_codes` defines the codes.
 """
 
@@ -123,11 +123,11 @@ class Layout(UnsizedCondition):
         return np.asarray(image)
 
     def _draw(self, draw: ImageDraw.ImageDraw, item: DecodedObject, color: tuple[int, ...]) -> None:
-        if len(item.place) == 4:
-            corners = outline(Box(*item.place), side=_SIDE)
+        if len(item.geometry) == 4:
+            corners = outline(Box(*item.geometry), side=_SIDE)
             draw.rectangle(corners, outline=color, width=2)
         else:
-            x, y = (number * (_SIDE - 1) for number in item.place)
+            x, y = (number * (_SIDE - 1) for number in item.geometry)
             corners = (x - 3, y - 3, x + 3, y + 3)
             draw.ellipse(corners, fill=color)
         draw.text((corners[0] + 4, corners[1] + 3), self.settings.classes[item.category], fill=color)

@@ -59,7 +59,8 @@ class Annotation:
             raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
         if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
-                f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to 1, "
+                f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to "
+                "1, "
                 "not in pixels"
             )
         if self.box[2] < 0 or self.box[3] < 0:
@@ -73,7 +74,7 @@ class LayoutSettings:
     """The encoding of layouts.
 
     `classes`: the names of the object classes, in order. `max_objects`: the maximum number of objects.
-    `codebook_size`: the number of codes. `places`: an object's `boxes` (two codes) or `centers` (one).
+    `codebook_size`: the number of codes. `geometry`: an object's `boxes` (two codes) or `centers` (one).
     `encode_crop`: boxes are relative to the whole image, and the visible crop takes two more codes; otherwise boxes
     are relative to the crop. `group` and `flags`: whether an object's code contains the group property, and the
     three other properties of `Annotation`. `drawn`: rows and columns of an additional map, in which each position
@@ -85,7 +86,7 @@ class LayoutSettings:
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     max_objects: Positive = 30
     codebook_size: Annotated[int, Field(ge=4)]
-    places: Literal["boxes", "centers"] = "boxes"
+    geometry: Literal["boxes", "centers"] = "boxes"
     encode_crop: bool = True
     group: bool = False
     flags: bool = False
@@ -109,7 +110,7 @@ class LayoutSettings:
     @property
     def codes_per_object(self) -> int:
         """One for the class, and the codes of the box or center."""
-        return 1 + _CODES_PER_BOX[self.places]
+        return 1 + _CODES_PER_BOX[self.geometry]
 
     @property
     def list_length(self) -> int:
@@ -124,14 +125,16 @@ class LayoutSettings:
 
 _CODES_PER_BOX = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
-"""Property of an object -> its part of a number that is multiplied with the number of classes and added to the class."""
+"""Property of an object -> its part of a number that is multiplied with the number of classes
+and added to the class."""
 
 
 def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
     """The first `max_objects` objects. Warns if objects are dropped."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
-            f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are left out",
+            f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are "
+            "left out",
             stacklevel=2,
         )
     return list(annotations[: settings.max_objects])
@@ -187,7 +190,8 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
     code = annotation.category + count * bits
     if code >= settings.none:
         raise SmaltiError(
-            f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, and "
+            f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, "
+            "and "
             f"codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
         )
     return code
@@ -199,7 +203,7 @@ def _encoded_properties(settings: LayoutSettings) -> tuple[bool, bool, bool, boo
 
 
 def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
-    if settings.places == "boxes":
+    if settings.geometry == "boxes":
         return corner_codes(box, sections=settings.sections)
     return (point_code(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
 
@@ -223,7 +227,7 @@ def _to_view(box: Box, view: Box) -> Box:
 
 
 class DecodedObject(NamedTuple):
-    """A decoded object. `place` is (left, top, width, height), or (x, y) if only centers are encoded."""
+    """A decoded object. `geometry` is (left, top, width, height), or (x, y) if only centers are encoded."""
 
     code: int
     category: int
@@ -231,7 +235,7 @@ class DecodedObject(NamedTuple):
     occluded: bool
     depiction: bool
     inside: bool
-    place: tuple[float, ...]
+    geometry: tuple[float, ...]
 
 
 class DecodedLayout(NamedTuple):
@@ -265,6 +269,6 @@ def _decode_object(codes: Sequence[int], settings: LayoutSettings) -> DecodedObj
         for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
     }
     n = settings.sections
-    has_boxes = settings.places == "boxes"
-    place = box_from_codes(codes[1], codes[2], sections=n) if has_boxes else point_from_code(codes[1], sections=n)
-    return DecodedObject(codes[0], category, **properties, place=tuple(place))
+    has_boxes = settings.geometry == "boxes"
+    geometry = box_from_codes(codes[1], codes[2], sections=n) if has_boxes else point_from_code(codes[1], sections=n)
+    return DecodedObject(codes[0], category, **properties, geometry=tuple(geometry))

@@ -1,4 +1,5 @@
-"""How a run reports its progress: a progress bar with rate and time left on a terminal, plain lines elsewhere, TensorBoard."""
+"""How a run reports its progress: a progress bar with rate and time left on a terminal, plain lines elsewhere,
+TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ SHOWN = 6
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints what it is given, letter for letter: names of files and labels are no markup and no emoji.
 
-    The commands print through consoles made here, so that none has to think of it: the path `[v2]` would vanish, `[/red]` end in
-    a traceback, and `:car:` become an image of one.
+    The commands print through consoles made here, so that none has to think of it: the path `[v2]` would vanish,
+    `[/red]` end in a traceback, and `:car:` become an image of one.
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
@@ -48,7 +49,7 @@ def plain_column(template: str) -> TextColumn:
 @final
 @dataclass(frozen=True, kw_only=True)
 class WorkPlan:
-    """The place of one part in a longer work, so that its progress shows the time left for the whole."""
+    """The position of one part in a longer work, so that its progress shows the time left for the whole."""
 
     step: str = ""
     """Such as "step 2 of 5"; "" for a work of one part."""
@@ -56,7 +57,7 @@ class WorkPlan:
     """How long the parts after this one are expected to take."""
 
     def titled(self, title: str) -> str:
-        """The title of this part, with its place in the whole."""
+        """The title of this part, with its number in the whole."""
         return f"{self.step}, {title}" if self.step else title
 
     def left(self, seconds: float) -> str:
@@ -77,8 +78,8 @@ class ProgressReporter:
     def __init__(
         self, console: Console, *, title: str, tensorboard: Path | None, quiet: bool, work: WorkPlan = SINGLE
     ) -> None:
-        """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the first.
-        `work`: the place of the run in a longer work."""
+        """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the
+        first. `work`: the position of the run in a longer work."""
         self._console = console
         self._title, self._work = title, work
         self._quiet = quiet
@@ -157,7 +158,7 @@ def counting(
 ) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that shows how far `title` has come: a bar on a terminal, else plain lines.
 
-    `work`: its place in a longer work.
+    `work`: its position in a longer work.
     """
     title = work.titled(title)
     began = last = time.monotonic()

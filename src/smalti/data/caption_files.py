@@ -53,18 +53,18 @@ def read_captions(source: Source, data: Path | None = None) -> Captions:
     Line breaks and repeated spaces within a caption become single spaces; blank captions do not count. Captions of
     missing images, up to a tenth of all, are left out with a warning, as are images without captions.
 
-    Raises `SmaltiError` where there are no captions, for more captions of missing images, and, with the file and the
+    Raises `SmaltiError` if there are no captions, for more captions of missing images, and, with the file and the
     line, for what cannot be read.
     """
     if data is not None and not data.exists():
         raise SmaltiError(f"there is no file or folder {data} with captions")
     if data is None:
-        rows, place = _rows_among(source), source.path
+        rows, path = _rows_among(source), source.path
     else:
-        rows, place = _rows_of(data, source), data
+        rows, path = _rows_of(data, source), data
     if not rows:
-        raise SmaltiError(f"there are no captions in {place} for the images of {source.path}; known are {_KNOWN}")
-    captions = _matched(rows, source, place)
+        raise SmaltiError(f"there are no captions in {path} for the images of {source.path}; known are {_KNOWN}")
+    captions = _matched(rows, source, path)
     bare = [image.key for image in source.images if image.key not in captions]
     if bare:
         logger.warning(
@@ -101,7 +101,7 @@ def _rows_of(data: Path, source: Source) -> list[_Row]:
         return _table(_content(data), data, where=str(data), required=True)
     if suffix == ".json":
         return _coco(_content(data), str(data))
-    raise SmaltiError(f"{data} is no file of captions; known are {_KNOWN}")
+    raise SmaltiError(f"{data} is not a file of captions; known are {_KNOWN}")
 
 
 def _content(path: Path) -> bytes:
@@ -182,7 +182,7 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]
             ) from error
         if not isinstance(values, dict):
             raise SmaltiError(
-                f'{where}, line {number}, is no mapping; write {{"file_name": "04.jpg", "text": "a street"}}'
+                f'{where}, line {number}, is not a mapping; write {{"file_name": "04.jpg", "text": "a street"}}'
             )
         yield number, values
 
@@ -274,7 +274,7 @@ def _number(value: Any) -> Any:
 # --- which caption is of which image -------------------------------------------------------------------------------
 
 
-def _matched(rows: Sequence[_Row], source: Source, place: Path) -> Captions:
+def _matched(rows: Sequence[_Row], source: Source, path: Path) -> Captions:
     """Captions by the names in their files -> by the keys of images.
 
     Names are paths below the source, with or without suffix. Where no name in a file has a folder, images are looked
@@ -294,7 +294,7 @@ def _matched(rows: Sequence[_Row], source: Source, place: Path) -> Captions:
             missing[row.name] = None
         for key in found:
             captions.setdefault(key, []).append(row.caption)
-    _refuse_missing(list(missing), len(captions), source, place)
+    _refuse_missing(list(missing), len(captions), source, path)
     return {key: tuple(listed) for key, listed in captions.items()}
 
 
@@ -308,13 +308,13 @@ def _keys_by_name(images: Iterable[ImageEntry], *, whole: bool) -> dict[str, set
     return keys
 
 
-def _refuse_missing(missing: Sequence[str], found: int, source: Source, place: Path) -> None:
+def _refuse_missing(missing: Sequence[str], found: int, source: Source, path: Path) -> None:
     """Warn of captions of missing images, or refuse them if they are too many."""
     if not missing:
         return
     more = ", ..." if len(missing) > 3 else ""
     message = (
-        f"{len(missing):,} of {len(missing) + found:,} images with captions in {place} are not among the images of "
+        f"{len(missing):,} of {len(missing) + found:,} images with captions in {path} are not among the images of "
         f"{source.path}, first {', '.join(missing[:3])}{more}"
     )
     if too_many_damaged(len(missing), of=len(missing) + found):

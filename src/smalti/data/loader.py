@@ -41,7 +41,7 @@ logger = logging.getLogger("smalti")
 
 class Example(NamedTuple):
     """One image: `image` (C, H, W) float32 in [-1, 1], or, of a label map, (H, W) whole numbers; `label` () int64, the
-    place in the source's labels, -1 for none.
+    index in the source's labels, -1 for none.
     """
 
     image: Tensor
@@ -71,8 +71,8 @@ class Crops:
     Scaled images are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
 
-    `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises `SmaltiError`
-    where the kind of the source does not go with them.
+    `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises
+    `SmaltiError` where the kind of the source does not go with them.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Crops:
         self.crop = crop
         self.seed = seed
         self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
-        self._places = {label: index for index, label in enumerate(source.labels)}
+        self._label_index = {label: index for index, label in enumerate(source.labels)}
         # Until they are read their aspects are unknown; photos are often 4:3.
         expected = len(self.images) * source.file_type.width(channels) * math.prod(self._kept_size) * 4 / 3
         self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
@@ -120,14 +120,14 @@ class Crops:
         raise self._too_many_damaged()
 
     def example(self, index: int, draw: int) -> Example:
-        """The example of image `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
+        """The example of image `index` itself. Raises `DamagedImage` if `crops[index, draw]` would step to the
         next one.
         """
         kind = self.source.file_type
         array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
         label = self.images[index].label
-        place = self._places[label] if label is not None else -1
-        return Example(kind.compact(array, self._channels), torch.tensor(place))
+        label_index = self._label_index[label] if label is not None else -1
+        return Example(kind.compact(array, self._channels), torch.tensor(label_index))
 
     def of(self, images: Sequence[ImageEntry], *, record: tuple[DamageRecord, int]) -> Crops:
         """The same crops of other images of the source."""
@@ -154,7 +154,8 @@ class Crops:
         return self._full[index]
 
     def to_images(self, compact: Tensor) -> Tensor:
-        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
+        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32
+        for the tokenizer."""
         return self.source.file_type.to_images(compact, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:
@@ -259,14 +260,6 @@ def first_readable(dataset: Readable, order: Iterable[int] | None = None) -> int
     return None
 
 
-def holding_out(parts: tuple[Crops, Crops], place: int) -> tuple[Crops, Crops]:
-    """Training and held-out images -> the same with the training image number `place` among the held-out ones."""
-    training, held_out = (part.images for part in parts)
-    fewer, more = (*training[:place], *training[place + 1 :]), (*held_out, training[place])
-    record = DamageRecord(parts[0].source, [len(fewer), len(more)])
-    return parts[0].of(fewer, record=(record, 0)), parts[1].of(more, record=(record, 1))
-
-
 B_co = TypeVar("B_co", covariant=True)
 Fields = tuple[Tensor, ...]
 
@@ -315,9 +308,10 @@ def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterat
 
 
 def spread(dataset: Examples[B_co], count: int) -> B_co:
-    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread; draw i goes with i."""
-    places = [index * len(dataset) // count for index in range(count)] if count < len(dataset) else range(len(dataset))
-    return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in places), strict=True)))
+    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread;
+    draw i goes with i."""
+    chosen = [index * len(dataset) // count for index in range(count)] if count < len(dataset) else range(len(dataset))
+    return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in chosen), strict=True)))
 
 
 def _batches(dataset: Examples[B_co], keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[B_co]:

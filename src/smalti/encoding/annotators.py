@@ -1,7 +1,7 @@
-"""What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption, where
-the part lies, which objects and figures are in it.
+"""What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption,
+where the part lies, which objects and figures are in it.
 
-Letters: P prefix codes, h w grid of codes, H W pixels.
+Notation: P prefix codes, h w grid of codes, H W pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from smalti.conditions.location_codes import Box
 from smalti.conditions.text import Text, TextOptions, text_condition, train_vocabulary
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.fingerprints import values_fingerprint
-from smalti.core.settings import Share, as_mapping, parse, settings
+from smalti.core.settings import Fraction, as_mapping, parse, settings
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import (
     Annotated,
@@ -66,7 +66,7 @@ class Annotator(ABC):
 
     @abstractmethod
     def of(self, part: Crops) -> CropAnnotator:
-        """The crops of some images -> what is said about them. Raises `SmaltiError` where nothing is known of one."""
+        """The crops of some images -> what is said about them. Raises `SmaltiError` if nothing is known of one."""
 
 
 def view_box(view: View) -> Box:
@@ -108,7 +108,8 @@ class _Labels(Annotator):
         missing = [image.key for image in part.images if image.label is None]
         if missing:
             raise SmaltiError(
-                f"{missing[0]} is in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
+                f"{missing[0]} is in no sub-folder and has no label, as {len(missing) - 1} more; move them into "
+                "sub-folders"
             )
         return _LabelCodes(tuple(self._places[str(image.label)] for image in part.images))
 
@@ -188,15 +189,17 @@ class _ObjectFilter:
 
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
-    smallest: Share = 0.0
-    """The least fraction of its image that the box of an object takes, as in the original; smaller ones are left out."""
+    smallest: Fraction = 0.0
+    """The least fraction of its image that the box of an object takes, as in the original;
+    smaller ones are left out."""
 
 
 @final
 class _Objects(Annotator):
     """The objects of an image and their boxes; settings: those of `LayoutSettings`, and `smallest`.
 
-    `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left out.
+    `classes` keeps some of those that the annotations have, and `smallest` objects of some size;
+    all others are left out.
     """
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
@@ -269,18 +272,19 @@ class _Figures(Annotator):
 
 
 def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
-    """Raise `SmaltiError` for a map that has not a place for each code."""
+    """Raise `SmaltiError` for a map that has not a number for each code."""
     if drawn not in ((0, 0), grid):
         raise SmaltiError(
-            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave it "
+            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave "
+            "it "
             "out, or give [0, 0] for no map"
         )
 
 
 def _largest(listed: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAnnotation]:
     """The things with the largest boxes, as many as there is room for, as they followed one another."""
-    by_size = sorted(range(len(listed)), key=lambda place: -area(listed[place]))
-    return [listed[place] for place in sorted(by_size[:most])]
+    by_size = sorted(range(len(listed)), key=lambda index: -area(listed[index]))
+    return [listed[index] for index in sorted(by_size[:most])]
 
 
 def _annotations(key: str, data: Path | None) -> Annotated:
@@ -368,4 +372,5 @@ ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int
     "keypoints": _Figures,
     "text": _Captions,
 }
-"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels a code."""
+"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w)
+and the pixels per code."""

@@ -1,10 +1,10 @@
 """Scores of sets of images that are streams over their features: the Frechet distance, and the Inception Score.
 
-They need memory that does not depend on the number of images. Every image has a place: its number in the set, 0 to
-N-1, whichever process sees it and when. What divides the images goes by places, and so gives the same result for any
+They need memory that does not depend on the number of images. Every image has an index: its number in the set, 0 to
+N-1, whichever process sees it and when. What divides the images goes by indices, and so gives the same result for any
 order, batch size and number of processes.
 
-Letters: B batch, N images, D features, C classes, S splits.
+Notation: B batch, N images, D features, C classes, S splits.
 """
 
 from __future__ import annotations
@@ -194,12 +194,12 @@ class InceptionScore(Accumulator):
         self.shares = torch.zeros(splits, classes, dtype=torch.float64, device=device)  # sum of p(y|x)
         self.certainty = torch.zeros(splits, dtype=torch.float64, device=device)  # sum of p(y|x) log p(y|x)
 
-    def update(self, logits: Tensor, places: Tensor) -> None:
-        """Logits (B,C) of the images whose places in the set are (B,) int64, in [0,N)."""
+    def update(self, logits: Tensor, indices: Tensor) -> None:
+        """Logits (B,C) of the images whose indices in the set are (B,) int64, in [0,N)."""
         log = logits.detach().to(self.shares.device).double().log_softmax(1)  # (B,C)
-        places = places.to(self.shares.device).contiguous()
-        assert bool(((places >= 0) & (places < self.images)).all()), f"places outside of 0..{self.images - 1}"
-        part = torch.searchsorted(self._ends, places, right=True)  # (B,)
+        indices = indices.to(self.shares.device).contiguous()
+        assert bool(((indices >= 0) & (indices < self.images)).all()), f"indices outside of 0..{self.images - 1}"
+        part = torch.searchsorted(self._ends, indices, right=True)  # (B,)
         share = log.exp()
         self.counts.index_add_(0, part, torch.ones_like(part))
         self.shares.index_add_(0, part, share)

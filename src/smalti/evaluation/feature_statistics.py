@@ -54,34 +54,36 @@ class Statistics:
 class StatisticsAccumulator:
     """Images of one set, in any order and batch size -> their `Statistics`, and the Inception Score.
 
-    `total` is N, the number of places. Memory: D x D and S x S numbers and the features kept.
+    `total` is N, the number of indices. Memory: D x D and S x S numbers and the features kept.
     """
 
     def __init__(
         self, network: FeatureNetwork, protocol: FeatureProtocol, *, total: int, score: bool, device: torch.device
     ) -> None:
-        place = CPU if device.type == "mps" else device  # Apple's GPUs have no double precision
+        statistics_device = CPU if device.type == "mps" else device  # Apple's GPUs have no double precision
         wanted = set(protocol.scores)
         self.network = network
-        self.pool = Moments(network.width, device=place)
-        self.spatial = Moments(network.spatial_width, device=place) if "spatial_frechet" in wanted else None
+        self.pool = Moments(network.width, device=statistics_device)
+        self.spatial = Moments(network.spatial_width, device=statistics_device) if "spatial_frechet" in wanted else None
         self.reservoir: FeatureReservoir | None = None
         if wanted & COMPARING:
-            self.reservoir = FeatureReservoir(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
+            self.reservoir = FeatureReservoir(
+                network.width, limit=protocol.kept, seed=protocol.kept_seed, device=statistics_device
+            )
         self.score: InceptionScore | None = None
         if score and "score" in wanted and protocol.splits <= total:
-            self.score = InceptionScore(network.classes, images=total, splits=protocol.splits, device=place)
+            self.score = InceptionScore(network.classes, images=total, splits=protocol.splits, device=statistics_device)
 
-    def update(self, images: Tensor, places: Tensor) -> None:
-        """Images (B,C,H,W) as `FeatureNetwork` takes them, on its device, and their places (B,)."""
+    def update(self, images: Tensor, indices: Tensor) -> None:
+        """Images (B,C,H,W) as `FeatureNetwork` takes them, on its device, and their indices (B,)."""
         output = self.network(images)
         self.pool.update(output.features)
         if self.spatial is not None:
             self.spatial.update(output.spatial)
         if self.reservoir is not None:
-            self.reservoir.update(output.features, places)
+            self.reservoir.update(output.features, indices)
         if self.score is not None:
-            self.score.update(output.logits, places)
+            self.score.update(output.logits, indices)
 
     def statistics(self, *, made: Mapping[str, Any] | None = None) -> Statistics:
         """What was gathered, on the CPU. Raises `SmaltiError` for fewer than two images."""
@@ -99,7 +101,7 @@ def _on_cpu(gaussian: Gaussian) -> Gaussian:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write an `.npz` file in the usual layout, whole or not at all. Raises `SmaltiError` when the disk refuses."""
+    """Write an `.npz` file in the usual layout, whole or not at all. Raises `SmaltiError` if writing fails."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "mu": statistics.pool.mean.numpy(),
         "sigma": statistics.pool.covariance.numpy(),

@@ -52,7 +52,7 @@ def with_available_network(protocol: SetProtocol) -> Available:
     EfficientNet.
 
     The weights are found, not read: whether they are damaged shows when the network is made.
-    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
+    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is not a folder.
     """
     wanted = protocol.features.network
     weights = PUBLISHED.get(wanted)
@@ -183,9 +183,9 @@ def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
 def _gather(
     prepared: PreparedImages, accumulator: StatisticsAccumulator, *, batch: int, device: torch.device, counter: Counter
 ) -> None:
-    for places, pixels in prepared.batches(batch):
-        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
-        counter.add(len(places))
+    for indices, pixels in prepared.batches(batch):
+        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), indices)
+        counter.add(len(indices))
     counter.add(len(prepared.left_out))
 
 
@@ -229,8 +229,8 @@ def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, .
 def _maker(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say about the model and the sampler that made them, and a note where they differ."""
     file_settings: list[dict[str, Any]] = []
-    for place in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
-        where = None if isinstance(prepared.source, ArraySource) else prepared.source.stream(prepared.images[place])
+    for index in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
+        where = None if isinstance(prepared.source, ArraySource) else prepared.source.stream(prepared.images[index])
         try:
             found = read_settings(where) if isinstance(where, Path) and where.suffix.lower() == ".png" else None
         except DamagedImage:

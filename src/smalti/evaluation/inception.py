@@ -6,7 +6,7 @@ Trained by a Two Time-Scale Update Rule"). It differs from torchvision's network
 leaves the padding out of the mean, the last block pools by maximum, there are 1008 classes, and images are resized as
 TensorFlow 1 did. Keys are those of the published state dict.
 
-Letters: B batch, C channels, H W pixels, h w grid, D channels of a feature map.
+Notation: B batch, C channels, H W pixels, h w grid, D channels of a feature map.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class _Requested(NamedTuple):
         length = images.shape[dim - 2]
         # The scale is rounded to the images' float, as in TensorFlow's kernel.
         scale = torch.tensor(length / size, dtype=images.dtype, device=images.device)
-        place = torch.arange(size, dtype=images.dtype, device=images.device) * scale
-        low = place.long()
-        return cls(low, (low + 1).clamp(max=length - 1), place - low)
+        source = torch.arange(size, dtype=images.dtype, device=images.device) * scale
+        low = source.long()
+        return cls(low, (low + 1).clamp(max=length - 1), source - low)
 
 
 @final

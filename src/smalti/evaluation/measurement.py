@@ -50,18 +50,18 @@ class ImageValues:
         self.images = images
         self.columns: dict[str, Tensor] = {}
 
-    def put(self, name: str, places: Tensor, values: Tensor) -> None:
-        """The values (B,) of the images at the places (B,)."""
+    def put(self, name: str, indices: Tensor, values: Tensor) -> None:
+        """The values (B,) of the images at the indices (B,)."""
         column = self.columns.setdefault(name, torch.full((self.images,), torch.nan))
-        column[places] = values.detach().float().cpu()
+        column[indices] = values.detach().float().cpu()
 
     def means(self) -> dict[str, float]:
         """The mean of each over the images that have one."""
         return {name: float(column.double().nanmean()) for name, column in self.columns.items()}
 
-    def at(self, place: int) -> dict[str, float]:
+    def at(self, index: int) -> dict[str, float]:
         """The numbers of one image."""
-        return {name: float(column[place]) for name, column in self.columns.items() if not column[place].isnan()}
+        return {name: float(column[index]) for name, column in self.columns.items() if not column[index].isnan()}
 
 
 class PretrainedNetworks(NamedTuple):
@@ -107,7 +107,7 @@ def fingerprints(networks: PretrainedNetworks) -> dict[str, str]:
 
 
 def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[str, int]]:
-    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or
+    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", index), `count` of each or
     fewer.
 
     No image comes twice. Within a rank the worse come first.
@@ -118,10 +118,10 @@ def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[s
     middle = (len(order) - count) // 2
     ranks = {"worst": order[:count], "median": order[middle : middle + count], "best": order[-count:]}
     chosen: dict[int, str] = {}
-    for rank, places in ranks.items():
-        for place in places:
-            chosen.setdefault(place, rank)
-    return [(rank, place) for place, rank in chosen.items()]
+    for rank, indices in ranks.items():
+        for index in indices:
+            chosen.setdefault(index, rank)
+    return [(rank, index) for index, rank in chosen.items()]
 
 
 def sparse_codebook_note(use: CodeUse) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """Scores of sets of images that compare single features: the kernel distance, and the measures of nearest neighbors.
 
-The features have to be kept. `FeatureReservoir` bounds their number by choosing images; its choice goes by their places
-(an image's place is its number in the set, 0 to N-1), and so is the same for any order, batch size and number of
-processes.
+The features have to be kept. `FeatureReservoir` bounds their number by choosing images; its choice goes by their
+indices (an image's index is its number in the set, 0 to N-1), and so is the same for any order, batch size and number
+of processes.
 
-Letters: B batch, N M images of two sets, D features, S subsets.
+Notation: B batch, N M images of two sets, D features, S subsets.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SAME = 1e-10  # relative squared distance below which features are equal: networ
 
 
 class _Rows(NamedTuple):
-    """Images with their ranks (n,), places (n,) and features (n,D)."""
+    """Images with their ranks (n,), indices (n,) and features (n,D)."""
 
     ranks: Tensor
-    places: Tensor
+    indices: Tensor
     features: Tensor
 
     def taken(self, which: Tensor) -> _Rows:
@@ -41,7 +41,7 @@ class _Rows(NamedTuple):
 class FeatureReservoir(Accumulator):
     """A reservoir of features (B,D) -> those of at most `limit` images, in float32.
 
-    The images kept are those with the least of random numbers that belong to (seed, place): a uniform choice without
+    The images kept are those with the least of random numbers that belong to (seed, index): a uniform choice without
     replacement, whose members do not depend on what comes first or on which process. Memory is up to 2 x `limit` x D x
     4 bytes, since it is sorted out in large portions.
     """
@@ -53,32 +53,32 @@ class FeatureReservoir(Accumulator):
         none = torch.zeros(0, dtype=torch.int64, device=device)
         self._parts = [_Rows(none, none, torch.zeros(0, width, device=device))]
 
-    def update(self, features: Tensor, places: Tensor) -> None:
-        """Features (B,D) of the images whose places in the set are (B,) int64, not negative."""
-        places = places.to(self.count.device)
-        self._add(_Rows(self._rank(places), places, features.detach().to(places.device).float()))
-        self.count += len(places)
+    def update(self, features: Tensor, indices: Tensor) -> None:
+        """Features (B,D) of the images whose indices in the set are (B,) int64, not negative."""
+        indices = indices.to(self.count.device)
+        self._add(_Rows(self._rank(indices), indices, features.detach().to(indices.device).float()))
+        self.count += len(indices)
 
     def state(self) -> dict[str, Tensor]:
         rows = self._sorted_out()
-        missing = self.limit - len(rows.places)
-        nowhere = rows.places.new_full((missing,), -1)
-        ranks, places = (torch.cat((each, nowhere)) for each in (rows.ranks, rows.places))
+        missing = self.limit - len(rows.indices)
+        nowhere = rows.indices.new_full((missing,), -1)
+        ranks, indices = (torch.cat((each, nowhere)) for each in (rows.ranks, rows.indices))
         features = F.pad(rows.features, (0, 0, 0, missing))
-        return {"count": self.count.clone(), "ranks": ranks, "places": places, "features": features}
+        return {"count": self.count.clone(), "ranks": ranks, "indices": indices, "features": features}
 
     def merge_state(self, state: Mapping[str, Tensor]) -> None:
-        count, ranks, places, features = (
-            state[name].to(self.count.device) for name in ("count", "ranks", "places", "features")
+        count, ranks, indices, features = (
+            state[name].to(self.count.device) for name in ("count", "ranks", "indices", "features")
         )
-        self._add(_Rows(ranks, places, features).taken(places >= 0))
+        self._add(_Rows(ranks, indices, features).taken(indices >= 0))
         self.count += count
 
     def features(self) -> Tensor:
-        """Those kept (N,D), in the order of their places."""
+        """Those kept (N,D), in the order of their indices."""
         rows = self._sorted_out()
-        order = rows.places.argsort()
-        assert bool((rows.places[order].diff() > 0).all()), "an image was counted twice"
+        order = rows.indices.argsort()
+        assert bool((rows.indices[order].diff() > 0).all()), "an image was counted twice"
         return rows.features[order]
 
     def notes(self) -> tuple[str, ...]:
@@ -87,10 +87,10 @@ class FeatureReservoir(Accumulator):
             return ()
         return (f"{self.limit} of {int(self.count)} images were compared, selected with seed {self.seed}",)
 
-    def _rank(self, places: Tensor) -> Tensor:
-        zero = torch.zeros_like(places)
-        counter = torch.stack((places & 0xFFFFFFFF, places >> 32, zero, zero))
-        key = torch.tensor([[self.seed & 0xFFFFFFFF], [self.seed >> 32]], device=places.device)
+    def _rank(self, indices: Tensor) -> Tensor:
+        zero = torch.zeros_like(indices)
+        counter = torch.stack((indices & 0xFFFFFFFF, indices >> 32, zero, zero))
+        key = torch.tensor([[self.seed & 0xFFFFFFFF], [self.seed >> 32]], device=indices.device)
         words = philox(counter, key)
         return (words[0] << 30) | (words[1] >> 2)  # 62 random bits
 
@@ -133,8 +133,8 @@ def kernel_distance(
     chosen_a, chosen_b = a.new_zeros(subsets, len(a)), b.new_zeros(subsets, len(b))  # 1 where a subset has the image
     for subset in range(subsets):
         for chosen in (chosen_a, chosen_b):
-            places = torch.from_numpy(generator.choice(chosen.shape[1], size, replace=False))
-            chosen[subset, places.to(chosen.device)] = 1
+            indices = torch.from_numpy(generator.choice(chosen.shape[1], size, replace=False))
+            chosen[subset, indices.to(chosen.device)] = 1
     within = _pairs(a, a, chosen_a, chosen_a) - chosen_a @ _kernel(a.square().sum(1), a.shape[1])
     within += _pairs(b, b, chosen_b, chosen_b) - chosen_b @ _kernel(b.square().sum(1), a.shape[1])
     between = _pairs(a, b, chosen_a, chosen_b)

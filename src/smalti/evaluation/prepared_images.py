@@ -1,6 +1,6 @@
 """Images prepared for evaluation: read ahead by threads, resized and cropped; damaged ones are skipped and counted.
 
-Every image has a place, its number among those taken, which does not depend on batches or on the order in which they
+Every image has an index, its number among those taken, which does not depend on batches or on the order in which they
 are read. Memory does not depend on the number of images, but for their names.
 
 B batch, C channels, H W pixels, N images.
@@ -87,7 +87,7 @@ def _resized(array: Array, height: int, width: int, resampling: Image.Resampling
 class ImageBatch(NamedTuple):
     """A batch of images of one size."""
 
-    places: Tensor
+    indices: Tensor
     """(B,) int64"""
     pixels: npt.NDArray[Any]
     """(B,H,W,C), uint8, or uint16 for files with 16 bits"""
@@ -135,13 +135,13 @@ class PreparedImages:
         """How many of them were read, once all have been."""
         return len(self) - len(self.left_out)
 
-    def read(self, place: int) -> Array:
+    def read(self, index: int) -> Array:
         """One prepared image (H,W,C). Raises `DamagedImage`."""
-        return self._fitted(place)[0]
+        return self._fitted(index)[0]
 
-    def _fitted(self, place: int) -> tuple[Array, bool]:
+    def _fitted(self, index: int) -> tuple[Array, bool]:
         """An index -> the prepared image, and whether it was enlarged."""
-        image, size = self.images[place], self.protocol.size
+        image, size = self.images[index], self.protocol.size
         array = self.source.read(image, self._channels)
         height, width = array.shape[:2]
         if size is not None:
@@ -160,7 +160,7 @@ class PreparedImages:
         Raises `SmaltiError` when none can be read.
         """
         waiting: dict[tuple[Any, ...], list[tuple[int, Array]]] = {}
-        for place, found in _read_ahead(self, range(len(self))):
+        for index, found in _read_ahead(self, range(len(self))):
             if isinstance(found, DamagedImage):
                 self.left_out[found.name] = found.reason
                 continue
@@ -169,7 +169,7 @@ class PreparedImages:
             if len(self.sizes) < 1000:
                 self.sizes.add((array.shape[0], array.shape[1]))
             kind = (*array.shape, array.dtype)
-            waiting.setdefault(kind, []).append((place, array))
+            waiting.setdefault(kind, []).append((index, array))
             if len(waiting[kind]) == batch:
                 yield _stacked(waiting.pop(kind))
             elif _too_many(waiting, batch):
@@ -208,9 +208,9 @@ class PreparedImages:
 
     def spread(self, count: int) -> Iterator[tuple[str, Array]]:
         """The names and pixels of `count` of them (or as many as there are) that can be read, evenly spread."""
-        for place in sorted({number * len(self) // count for number in range(count)}):
+        for index in sorted({number * len(self) // count for number in range(count)}):
             try:
-                yield self.images[place].key, self.read(place)
+                yield self.images[index].key, self.read(index)
             except DamagedImage:
                 continue
 
@@ -239,7 +239,7 @@ def _with_readable(source: Source, held_out: Sequence[ImageEntry], channels: int
     if any(map(is_readable, held_out)):
         return tuple(held_out)
     known = {image.key for image in held_out}
-    others = (source.images[place] for place in held_out_order(source.images))
+    others = (source.images[index] for index in held_out_order(source.images))
     more = next((image for image in others if image.key not in known and is_readable(image)), None)
     return tuple(held_out) if more is None else (*held_out, more)
 
@@ -250,24 +250,24 @@ def _too_many(waiting: dict[tuple[Any, ...], list[tuple[int, Array]]], batch: in
 
 
 def _stacked(some: list[tuple[int, Array]]) -> ImageBatch:
-    return ImageBatch(torch.tensor([place for place, _ in some]), np.stack([array for _, array in some]))
+    return ImageBatch(torch.tensor([index for index, _ in some]), np.stack([array for _, array in some]))
 
 
 def _read_ahead(
-    prepared: PreparedImages, places: Iterable[int]
+    prepared: PreparedImages, indices: Iterable[int]
 ) -> Iterator[tuple[int, tuple[Array, bool] | DamagedImage]]:
     """Places -> each with its image, or with what is wrong with it, in order."""
 
     def read(some: list[int]) -> list[tuple[int, tuple[Array, bool] | DamagedImage]]:
         done: list[tuple[int, tuple[Array, bool] | DamagedImage]] = []
-        for place in some:
+        for index in some:
             try:
-                done.append((place, prepared._fitted(place)))
+                done.append((index, prepared._fitted(index)))
             except DamagedImage as error:
-                done.append((place, error))
+                done.append((index, error))
         return done
 
-    waiting = iter(places)
+    waiting = iter(indices)
     ahead: deque[Future[list[tuple[int, tuple[Array, bool] | DamagedImage]]]] = deque()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="smalti-read")
     try:

@@ -52,7 +52,7 @@ SHOWN_SAMPLES = 12
 class _CodeBatch(NamedTuple):
     """Some images as codes."""
 
-    places: Tensor
+    indices: Tensor
     """(B,)"""
     codes: Tensor
     """(B,h,w)"""
@@ -106,42 +106,42 @@ class _Data:
     def __len__(self) -> int:
         return len(self._rows) if self.prepared is None else len(self.prepared)
 
-    def label(self, place: int) -> str | None:
+    def label(self, index: int) -> str | None:
         """The label of an image, where it has one."""
         if self.prepared is not None:
-            return self.prepared.images[place].label
+            return self.prepared.images[index].label
         assert isinstance(self._data, CodeShards)
-        label = int(self._data.validation.labels[self._rows[place]])
+        label = int(self._data.validation.labels[self._rows[index]])
         return None if label < 0 else self._data.meta.labels[label]
 
-    def name(self, place: int) -> str:
-        return f"held-out image {self._rows[place]}" if self.prepared is None else self.prepared.images[place].key
+    def name(self, index: int) -> str:
+        return f"held-out image {self._rows[index]}" if self.prepared is None else self.prepared.images[index].key
 
     def batches(self) -> Iterator[_CodeBatch]:
         """All of them, encoded, on the pipeline's device."""
         if self.prepared is not None:
-            for places, pixels in self.prepared.batches(self._batch):
+            for indices, pixels in self.prepared.batches(self._batch):
                 images = to_tensor(pixels).to(self._pipeline.device)
-                labels = [self.label(place) for place in places.tolist()]
-                none = torch.empty(len(places), 0, dtype=torch.int64)
-                yield _CodeBatch(places, self._pipeline.encode(images), labels, none, images)
+                labels = [self.label(index) for index in indices.tolist()]
+                none = torch.empty(len(indices), 0, dtype=torch.int64)
+                yield _CodeBatch(indices, self._pipeline.encode(images), labels, none, images)
             return
         assert isinstance(self._data, CodeShards)
         for first in range(0, len(self._rows), self._batch):
-            places = torch.arange(first, min(first + self._batch, len(self._rows)))
+            indices = torch.arange(first, min(first + self._batch, len(self._rows)))
             codes, _, prefix = map(
                 torch.stack,
-                zip(*(self._data.validation[self._rows[place], 0] for place in places.tolist()), strict=True),
+                zip(*(self._data.validation[self._rows[index], 0] for index in indices.tolist()), strict=True),
             )
-            labels = [self.label(place) for place in places.tolist()]
-            yield _CodeBatch(places, codes.to(self._pipeline.device), labels, prefix, None)
+            labels = [self.label(index) for index in indices.tolist()]
+            yield _CodeBatch(indices, codes.to(self._pipeline.device), labels, prefix, None)
 
-    def codes(self, place: int) -> Tensor:
+    def codes(self, index: int) -> Tensor:
         """Those of one image: (1,h,w)."""
         if self.prepared is not None:
-            return self._pipeline.encode(to_tensor(self.prepared.read(place)[None]))
+            return self._pipeline.encode(to_tensor(self.prepared.read(index)[None]))
         assert isinstance(self._data, CodeShards)
-        return self._data.validation[self._rows[place], 0].codes[None]
+        return self._data.validation[self._rows[index], 0].codes[None]
 
     def described(self) -> dict[str, Any]:
         """As in a result."""
@@ -179,14 +179,14 @@ def measure_prior(
     total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
     reference = _accumulator(who, protocol, len(given), score=False, device=device)
     for coded in given.batches():
-        places, codes = coded.places, coded.codes
+        indices, codes = coded.indices, coded.codes
         found = _nll(pipeline, coded)  # (B,h,w)
         use.add(codes)
         total += found.double().sum(0).cpu()
-        values.put("nats_per_code", places, found.mean((1, 2)))
+        values.put("nats_per_code", indices, found.mean((1, 2)))
         if reference is not None and coded.images is not None:
-            reference.update(coded.images, places)
-        counter.add(len(places))
+            reference.update(coded.images, indices)
+        counter.add(len(indices))
     counter.add(0 if given.prepared is None else len(given.prepared.left_out))
     measured = int((~values.columns["nats_per_code"].isnan()).sum())
     examples = _examples(pipeline, given, values, protocol)
@@ -215,7 +215,7 @@ def measure_prior(
         values=values.columns,
         counts=use.counts,
         examples=(*examples, *shown),
-        places=(total / measured).float(),
+        nats_per_position=(total / measured).float(),
     )
 
 
@@ -281,12 +281,12 @@ def _bits_per_pixel(pipeline: Pipeline, nats_per_code: Tensor) -> Tensor:
     return nats_per_code / math.log(2) * (h * w / (H * W))
 
 
-def _likelihood(pipeline: Pipeline, places: Tensor, use: CodeUse) -> dict[str, float]:
-    """Mean nats at each place (h,w) -> the scores of the likelihood."""
-    mean, entropy = float(places.mean()), use.entropy
+def _likelihood(pipeline: Pipeline, nats: Tensor, use: CodeUse) -> dict[str, float]:
+    """Mean nats at each position (h,w) -> the scores of the likelihood."""
+    mean, entropy = float(nats.mean()), use.entropy
     return {
         "nats_per_code": mean,
-        "bits_per_pixel": float(_bits_per_pixel(pipeline, places.mean())),
+        "bits_per_pixel": float(_bits_per_pixel(pipeline, nats.mean())),
         "entropy_nats_per_code": entropy,
         "below_entropy": 1 - mean / entropy if entropy else math.nan,
         "codes_in_use": use.in_use,
@@ -317,7 +317,7 @@ def _sampled(
     accumulator = _accumulator(who, protocol, count, score=True, device=pipeline.device)
     if accumulator is None or reference is None or protocol.features is None:
         return Scores({}, {}, {}, []), ()
-    labels = [data.label(place * len(data) // count) for place in range(count)]
+    labels = [data.label(index * len(data) // count) for index in range(count)]
     conditions = _condition_values(pipeline.condition, labels)
     for first in range(0, count, batch):
         some = conditions[first : first + batch]
@@ -325,11 +325,11 @@ def _sampled(
         request = pipeline.request_for(some, known, seeds=seeds, sampler=protocol.sampler)
         codes = final_codes(generate(pipeline.prior, request))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
-        places = torch.arange(first, first + len(some))
-        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
-        for place, each in zip(places.tolist(), pixels, strict=True):
+        indices = torch.arange(first, first + len(some))
+        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), indices)
+        for index, each in zip(indices.tolist(), pixels, strict=True):
             if len(shown) < SHOWN_SAMPLES:
-                name = f"seed {protocol.seed + place}" + (f", {labels[place]}" if conditions[place] is not None else "")
+                name = f"seed {protocol.seed + index}" + (f", {labels[index]}" if conditions[index] is not None else "")
                 shown.append(ExampleImage("sample", name, {}, each, each))
         counter.add(len(some))
     ours, theirs = accumulator.statistics(), reference.statistics()
@@ -342,8 +342,8 @@ def _examples(
 ) -> tuple[ExampleImage, ...]:
     """The least, the median and the most likely images, and their codes decoded."""
     shown = []
-    for rank, place in ranked(values.columns["nats_per_code"], count=protocol.examples, lower_is_better=True):
-        back = to_array(pipeline.decode(data.codes(place))[0], rounding=protocol.rounding)
-        original = back if data.prepared is None else to_array(to_tensor(data.prepared.read(place)))
-        shown.append(ExampleImage(rank, data.name(place), values.at(place), original, back))
+    for rank, index in ranked(values.columns["nats_per_code"], count=protocol.examples, lower_is_better=True):
+        back = to_array(pipeline.decode(data.codes(index))[0], rounding=protocol.rounding)
+        original = back if data.prepared is None else to_array(to_tensor(data.prepared.read(index)))
+        shown.append(ExampleImage(rank, data.name(index), values.at(index), original, back))
     return tuple(shown)

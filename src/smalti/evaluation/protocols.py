@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Chance, Natural, Positive, apply_override, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, apply_override, as_mapping, parse, settings
 from smalti.generation.code_sampler import Sampler
 
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
@@ -41,15 +41,15 @@ class ImageProtocol:
     """Which images of a source are selected, and how they are resized and cropped.
 
     - `count`: how many, evenly spread over the source in its order; None takes all.
-    - `held_out`: with a fraction above 0, only those that `smalti.data.sources.split` holds out at that fraction: a training
-      on the same folder with the same fraction has not seen them.
+    - `held_out`: with a fraction above 0, only those that `smalti.data.sources.split` holds out at that fraction: a
+      training on the same folder with the same fraction has not seen them.
     - `size`: (H,W) in pixels. The shorter side is scaled until the image covers it, and the middle is cut out. None
       takes each as it is.
     - `filter`: how they are scaled.
     """
 
     count: Positive | None = None
-    held_out: Chance = 0.0
+    held_out: ProperFraction = 0.0
     size: tuple[Positive, Positive] | None = None
     filter: Filter = "lanczos"
 
@@ -116,10 +116,11 @@ class PriorProtocol:
     """Images or codes, and how likely a prior finds them; and, with `samples`, images that it generates.
 
     - `images`: its `size` None is the prior's window, the only size it is measured at.
-    - `samples`: how many images are generated, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
-      compared with the data in `features`; 0 generates none. `sampler`, `rounding`: how they are generated and become 8
-      bits.
-    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely images.
+    - `samples`: how many images are generated, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data,
+      to be compared with the data in `features`; 0 generates none. `sampler`, `rounding`: how they are generated and
+      become 8 bits.
+    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median
+      and the most likely images.
     """
 
     about: str

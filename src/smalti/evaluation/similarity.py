@@ -1,6 +1,6 @@
 """How much alike two images are in structure: SSIM, and MS-SSIM over five scales.
 
-Letters: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def _blurred(maps: Tensor) -> Tensor:
 
 
 def _window(length: int, like: Tensor) -> Tensor:
-    """The window at each of its places along a side: (length-10,length). As a product with this matrix of bands it
+    """The window at each of its positions along a side: (length-10,length). As a product with this matrix of bands it
     takes a quarter of the time of a convolution in float64 (64 to 256 pixels, one CPU core).
     """
-    places = torch.arange(length, dtype=like.dtype, device=like.device)
-    offsets = places - places[: length - WINDOW + 1, None] - WINDOW // 2
+    positions = torch.arange(length, dtype=like.dtype, device=like.device)
+    offsets = positions - positions[: length - WINDOW + 1, None] - WINDOW // 2
     bands = torch.exp(-(offsets**2) / (2 * SIGMA**2)) * (offsets.abs() <= WINDOW // 2)
     return bands / bands.sum(1, keepdim=True)
 

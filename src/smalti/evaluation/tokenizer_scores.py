@@ -75,8 +75,8 @@ def measure_tokenizer(
 ) -> Measured:
     """A tokenizer, which is moved to `device`, and images -> its reconstruction scores and codebook usage.
 
-    Raises `SmaltiError` for sizes that are no multiple of f, tokenizers of other than 1 or 3 channels, and weights that
-    cannot be had where the protocol does not leave them out.
+    Raises `SmaltiError` for sizes that are not multiple of f, tokenizers of other than 1 or 3 channels, and weights
+    that cannot be had where the protocol does not leave them out.
     """
     channels = tokenizer.settings.autoencoder.channels
     if channels not in (1, 3):
@@ -93,17 +93,17 @@ def measure_tokenizer(
             StatisticsAccumulator(network, features, total=len(prepared), score=score, device=device)
             for score in (True, False)
         ]
-    for places, pixels in prepared.batches(batch):
+    for indices, pixels in prepared.batches(batch):
         images, back, codes = _reconstruct(tokenizer, pixels, protocol)
         use.add(codes)
         if is_measurable((images.shape[2], images.shape[3]), period=period):
             for spectrum, set_images in zip(spectra, (back, images), strict=True):
                 spectrum.update(set_images)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
-            values.put(name, places, found)
+            values.put(name, indices, found)
         for accumulator, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
-            accumulator.update(set_images, places)
-        counter.add(len(places))
+            accumulator.update(set_images, indices)
+        counter.add(len(indices))
     counter.add(len(prepared.left_out))
     scored = _score_sets(sets, protocol)
     scores = {
@@ -189,7 +189,7 @@ def _score_sets(sets: list[StatisticsAccumulator], protocol: TokenizerProtocol) 
         return Scores({}, {}, {}, [])
     ours, reference = sets
     if int(ours.pool.count) < 2:
-        return Scores({}, {}, {}, ["the scores of sets are left out: a single image is no set"])
+        return Scores({}, {}, {}, ["the scores of sets are left out: a single image is not a set"])
     return score_sets(
         ours.statistics(),
         reference.statistics(),
@@ -212,8 +212,8 @@ def _examples(
         return ()
     column, lower = values.columns[ranking_metric], ranking_metric.startswith("lpips")
     shown = []
-    for rank, place in ranked(column, count=protocol.examples, lower_is_better=lower):
-        images, back, _ = _reconstruct(tokenizer, prepared.read(place)[None], protocol)
-        name = prepared.images[place].key
-        shown.append(ExampleImage(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
+    for rank, index in ranked(column, count=protocol.examples, lower_is_better=lower):
+        images, back, _ = _reconstruct(tokenizer, prepared.read(index)[None], protocol)
+        name = prepared.images[index].key
+        shown.append(ExampleImage(rank, name, values.at(index), to_array(images[0]), to_array(back[0])))
     return tuple(shown)

@@ -1,6 +1,6 @@
 """Condition fidelity: how well generated images follow their condition, with a measure for each kind of condition.
 
-Letters: B images, H W pixels, n labels.
+Notation: B images, H W pixels, n labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEEP = 48
 FOUND = 0.3
 """Fraction of a box that has to show a class for it to be found there."""
 PLACES = 8
-"""Other places that each box is looked for at."""
+"""Other positions that each box is looked for at."""
 SKY, GROUND = (0, 1, 2, 3), (5, 6, 7, 8)
 """The labels of scenes that belong above, and those that belong below."""
 
@@ -111,7 +111,7 @@ def smaller(compared: ComparedImages, *, times: int) -> Fidelity:
 
 def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[ObjectAnnotation], bool]) -> Fidelity:
     """How often the scene network predicts the class of a thing in its box; the score is how many times as often as in
-    boxes of the same size at other places of the same images. `names`: of the labels, in order."""
+    boxes of the same size at other positions of the same images. `names`: of the labels, in order."""
     generator = torch.Generator().manual_seed(0)
 
     def of(images: Tensor) -> tuple[float, float]:
@@ -192,7 +192,8 @@ def _wider(found: Tensor) -> Tensor:
 
 
 def _shown(shows: Tensor, box: tuple[float, float, float, float]) -> float:
-    """Where a class is seen (H,W), and a box as fractions -> the fraction of the box that shows it, of one pixel at least."""
+    """Where a class is seen (H,W), and a box as fractions -> the fraction of the box that shows it,
+    of one pixel at least."""
     (H, W), (left, top, width, height) = shows.shape, box
     first_row, first_column = min(max(int(top * H), 0), H - 1), min(max(int(left * W), 0), W - 1)
     last_row = max(round((top + height) * H), first_row + 1)

@@ -37,7 +37,7 @@ def learning(
             [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
             x_label=units[key],
             y_label="nats per code",
-            references=[Reference(entropy, "entropy of single codes")],
+            references=[Reference(entropy, "unigram entropy")],
         )
         for key, title in over.items()
     ]
@@ -63,7 +63,7 @@ class Shown(NamedTuple):
     """One image, as it was and as each tokenizer gives it back."""
 
     name: str
-    place: int
+    number: int
     original: Pixels
     backs: dict[str, Pixels]
 
@@ -75,7 +75,7 @@ def read_shown(compared: Sequence[Compared]) -> list[Shown]:
         number = f"{shown['number']:03d}"
         backs = {one.name: pixels(one.folder / "shown" / f"{number}.png") for one in compared}
         original = pixels(compared[0].folder / "shown" / f"{number}-original.png")
-        found.append(Shown(shown["name"], shown["place"], original, backs))
+        found.append(Shown(shown["name"], shown["index"], original, backs))
     return found
 
 
@@ -96,7 +96,7 @@ def side_by_side(rows: Sequence[tuple[str, Compared]]) -> SideBySide:
     for called, one in rows:
         values = one.columns["psnr"]
         images = [
-            EmbeddedImage(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.place]:.1f} dB")
+            EmbeddedImage(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.number]:.1f} dB")
             for each in shown
         ]
         whole.append((called, images))

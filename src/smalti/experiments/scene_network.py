@@ -1,7 +1,7 @@
 """A small network that predicts the labels and depths of the pixels of a scene, and its class. It is trained on real
 scenes and evaluates samples.
 
-Letters: B batch, C channels, H W pixels, n labels, N classes, M images.
+Notation: B batch, C channels, H W pixels, n labels, N classes, M images.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class KnownScenes(NamedTuple):
     depths: Tensor
     """(M,1,H,W) in [-1,1], each from its nearest to its farthest"""
 
-    def at(self, places: Tensor) -> KnownScenes:
+    def at(self, indices: Tensor) -> KnownScenes:
         """Some of them."""
-        return KnownScenes(*(each[places] for each in self))
+        return KnownScenes(*(each[indices] for each in self))
 
 
 class ScenePrediction(NamedTuple):

@@ -78,7 +78,7 @@ class TokenizerMeasurement(NamedTuple):
         return Step(
             name=f"measure-{name}",
             settings={**images.described, **described, **settings},
-            work=lambda place: self.measured(load(place), name, images.path(place), place),
+            work=lambda context: self.measured(load(context), name, images.path(context), context),
             after=(*images.after, *after),
         )
 
@@ -155,7 +155,7 @@ def _write_examples(tokenizer: Any, prepared: PreparedImages, folder: Path, *, c
         back = tokenizer(original.unsqueeze(0).to(device))[0][0].clamp(-1, 1).cpu()
         save_png(folder / f"{number:03d}-original.png", original)
         save_png(folder / f"{number:03d}.png", back)
-        found.append({"number": number, "place": at, "name": prepared.images[at].key})
+        found.append({"number": number, "index": at, "name": prepared.images[at].key})
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smalti.data.loader import Crops, spread
 from smalti.data.sources import Source
+from smalti.data.splits import split_crops
 from smalti.fit.check_text import advice, check_rows
 from smalti.fit.fit_plan import Plan
 from smalti.fit.fit_request import FitState
@@ -22,7 +23,6 @@ from smalti.reports.report import Card, Comparison, Table
 from smalti.reports.stage_parts import compared, embedded, likelihood_plot, tokenizer_plots
 from smalti.training.config import as_yaml
 from smalti.training.run_folder import read_metrics
-from smalti.training.stage1 import crops
 
 EXAMPLES = 8
 HELD_OUT = "held-out images"
@@ -92,7 +92,7 @@ def _cards(figures: Mapping[str, float]) -> list[Card]:
 
 
 def _examples(plan: Plan, source: Source) -> Tensor:
-    training: Crops = crops(
+    training: Crops = split_crops(
         source, plan.tokenizer.images, channels=plan.tokenizer.model.autoencoder.channels, seed=plan.tokenizer.run.seed
     )[0]
     return spread(training, EXAMPLES).images

@@ -1,6 +1,6 @@
 """What a finished fit can do: reconstructions, samples, a panorama by the sliding window, completions.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from smalti.core.devices import pick_device
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.loader import Crops, in_order, spread
 from smalti.data.sources import Source
+from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
@@ -26,7 +27,6 @@ from smalti.images.seams import with_kept_pixels
 from smalti.pipeline import Pipeline
 from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.run_folder import read_metrics
-from smalti.training.stage1 import crops
 
 SAMPLES, COMPLETED, SHOWN = 16, 4, 8
 WIDER = 4
@@ -47,7 +47,8 @@ class FitResults(NamedTuple):
     reconstructions: Tensor
     samples: Tensor
     previews: list[Array]
-    """The conditions of the samples as images (H,W,3) uint8; empty without conditions that are stored with the codes."""
+    """The conditions of the samples as images (H,W,3) uint8; empty without conditions that are stored
+    with the codes."""
     captions: list[str]
     """What each sample is."""
     panorama: Tensor
@@ -67,7 +68,7 @@ def fit_results(out: Path, source: Source, *, tokenizer: TokenizerTraining, prio
     in it: `samples`, `panorama.png`, `completion.png`."""
     pipeline, shards = Pipeline.from_pretrained(out).to(pick_device("auto")), open_codes(out / "codes")
     channels = tokenizer.model.autoencoder.channels
-    held_out = crops(source, tokenizer.images, channels=channels, seed=tokenizer.run.seed)[1]
+    held_out = split_crops(source, tokenizer.images, channels=channels, seed=tokenizer.run.seed)[1]
     ratios, use = [], CodeUse(pipeline.tokenizer.size)
     for batch in in_order(held_out, batch=BATCH):
         codes = pipeline.encode(batch.images)
@@ -138,7 +139,7 @@ def _sample_prefix(pipeline: Pipeline, shards: CodeShards) -> Tensor:
 
 
 def _constant_prefix(pipeline: Pipeline, prefix: Tensor) -> Tensor:
-    """The condition (1,P) of an image -> the same without what holds for the places of an image of that size."""
+    """The condition (1,P) of an image -> the same without what holds for the positions of an image of that size."""
     condition = pipeline.condition
     moving = [part.key not in CONSTANT for part in condition.members]
     if not condition.size or not any(moving):

@@ -91,7 +91,8 @@ def find_conditions(source: Source, *, progress: Callable[[int, int], object]) -
 
 
 def chosen_conditions(found: Sequence[FoundCondition], *, without: Sequence[str]) -> tuple[FoundCondition, ...]:
-    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without` that was not found."""
+    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without`
+    that was not found."""
     names = [each.name for each in found]
     for name in without:
         if name not in names:
@@ -205,7 +206,7 @@ def _segmentation(
 def _depth(
     found: FoundCondition, source: Source, files: Source, pairs: _Pairs, progress: Callable[[int, int], object]
 ) -> FoundCondition:
-    some = [pairs[place * len(pairs) // DEPTHS_READ] for place in range(DEPTHS_READ)]
+    some = [pairs[index * len(pairs) // DEPTHS_READ] for index in range(DEPTHS_READ)]
     for _ in _arrays(source, files, some if len(pairs) > DEPTHS_READ else pairs, read_depth, progress):
         pass
     return found
@@ -218,7 +219,7 @@ def _arrays(
     read: Callable[..., npt.NDArray[Any]],
     progress: Callable[[int, int], object],
 ) -> Iterator[npt.NDArray[Any]]:
-    """The arrays of maps. Raises `SmaltiError` where one cannot be read or is not as large as its image."""
+    """The arrays of maps. Raises `SmaltiError` if one cannot be read or is not as large as its image."""
     for done, (image, entry) in enumerate(pairs, 1):
         array = read(files.stream(entry), name=str(files.path / entry.key))
         try:

@@ -110,7 +110,7 @@ def inspect_images(source: Source, *, size: Size, channels: int, progress: Calla
 
 def _spread(images: Sequence[ImageEntry], most: int) -> list[ImageEntry]:
     count = min(most, len(images))
-    return [images[place * len(images) // count] for place in range(count)]
+    return [images[index * len(images) // count] for index in range(count)]
 
 
 def _decode(

@@ -1,6 +1,6 @@
-"""The sliding window of priors that know any order: each code is conditioned on all that its window holds.
+"""The sliding window of any-order priors: each code is conditioned on all that its window holds.
 
-Shapes: B batch, P prefix codes, h w grid, K image codes.
+Notation: B batch, P prefix codes, h w grid, K image codes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import final
 import torch
 from torch import Tensor
 
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, prefix_of
+from smalti.generation.sliding_window import prefix_of
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.base import Prior
 from smalti.prior.window import window_at
 
 
 @final
-class AnyOrderWindowDecoding(DecodingStrategy):
+class AnyOrderWindowDecoding(PriorDecoding):
     """Completion of grids larger than the window: outpainting, and holes in large images.
 
     Missing codes are generated row by row. The window over a code is placed as for raster order; its known and
@@ -34,24 +35,30 @@ class AnyOrderWindowDecoding(DecodingStrategy):
         height, width = request.grid
         rows, columns = min(prior.max_grid[0], height), min(prior.max_grid[1], width)
         every = [  # of the request, those that are generated already included
-            self._position(*divmod(place, width), window=(rows, columns))
-            for place in (~request.known_positions).flatten().nonzero().flatten().tolist()
+            self._position(*divmod(index, width), window=(rows, columns))
+            for index in (~request.known_positions).flatten().nonzero().flatten().tolist()
         ]
         missing = request.missing_positions
         self.schedule = [[position] for position in every if missing[position.row, position.column]]
         self.generated_before: dict[CodePosition, list[int]] = {}
-        """The places of the codes before a position that were generated while its window stood still, in order."""
+        """Offsets in the window of the codes before a position
+        that were generated while its window stood still, in order."""
         for _, group in groupby(every, key=lambda position: position.window):
             offsets: list[int] = []
             for position in group:
                 self.generated_before[position] = offsets.copy()
                 offsets.append(position.offset)
-        self.prefix, self.read_first = null_prefix, request.known.new_empty(0)  # (B or 2 B, P), places; of this window
+        self.prefix, self.read_first = null_prefix, request.known.new_empty(0)  # (B or 2 B, P), offsets; of this window
         self.cache = prior.empty_cache(window=(rows, columns))
 
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        is_larger = not prior.covers(request.grid)
+        return prior.knows_any_order and is_larger and bool(request.known_positions.any())
+
     def _position(self, row: int, column: int, *, window: tuple[int, int]) -> CodePosition:
-        place = window_at(row, column, grid=self.request.grid, window=window, middle=self.request.middle)
-        return CodePosition(row, column, place, (row - place.top) * window[1] + column - place.left)
+        at = window_at(row, column, grid=self.request.grid, window=window, middle=self.request.middle)
+        return CodePosition(row, column, at, (row - at.top) * window[1] + column - at.left)
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         (position,) = self.schedule[wave]
@@ -60,7 +67,7 @@ class AnyOrderWindowDecoding(DecodingStrategy):
         generated = codes.new_tensor(self.generated_before[position])
         is_new_window = wave == 0 or not len(generated)
         if is_new_window:
-            first = inside[0] >= 0  # all images know the same places
+            first = inside[0] >= 0  # all images know the same positions
             first[generated] = False
             self.read_first = first.nonzero().flatten()
             self.prefix = torch.cat((prefix_of(self.prior, self.request, window), self.null_prefix))

@@ -1,6 +1,6 @@
 """Sampling of codes: a prior's logits and the position's noise -> codes.
 
-Shapes: B batch, K image codes, h w grid, m positions evaluated in one call of the prior.
+Notation: B batch, K image codes, h w grid, m positions evaluated in one call of the prior.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.core.rng import gumbel
-from smalti.core.settings import Natural, Share, parse, settings
+from smalti.core.settings import Fraction, Natural, parse, settings
 from smalti.generation.wavefront import CodePosition
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 SCHEDULES: dict[Schedule, Callable[[float], float]] = {
-    "constant": lambda place: 1.0,
-    "linear": lambda place: place,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
-    "cosine": lambda place: (1 - math.cos(math.pi * place)) / 2,  # MDT (Gao et al., arXiv 2303.14389), with power 1
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: progress,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
+    "cosine": lambda progress: (
+        (1 - math.cos(math.pi * progress)) / 2
+    ),  # MDT (Gao et al., arXiv 2303.14389), with power 1
 }
 """Relative position in the sequence, 0 for the first code and 1 for the last -> the fraction of the guidance to apply
 there. Weak guidance at the beginning gives more diverse images. Strong guidance at the end makes them follow the
@@ -56,8 +58,8 @@ class Sampler:
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Natural = 0
-    top_p: Share = 1.0
-    min_p: Share = 0.0
+    top_p: Fraction = 1.0
+    min_p: Fraction = 0.0
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     guidance_schedule: Schedule = "constant"
 

@@ -1,6 +1,6 @@
 """The generation loop: a prior and a request -> grids of codes of any size, wave by wave.
 
-Shapes: B batch, K image codes, P prefix codes, h w grid.
+Notation: B batch, K image codes, P prefix codes, h w grid.
 
 `generate` is the only generation loop. Codes that do not depend on one another form a wave (`generation.wavefront`)
 and are generated together. A `DecodingStrategy` computes their logits, and a `CodeSampler` samples them. A grid that
@@ -23,15 +23,23 @@ from smalti.core.arguments import check_finite
 from smalti.core.errors import SmaltiError
 from smalti.generation.any_order_windows import AnyOrderWindowDecoding
 from smalti.generation.code_sampler import CodeSampler
+from smalti.generation.decoding_strategy import DecodingStrategy, PriorDecoding
 from smalti.generation.neighborhood_decoding import NeighborhoodDecoding
 from smalti.generation.parallel_decoding import ParallelDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding, sequence_order
+from smalti.generation.sliding_window import SlidingWindowDecoding, sequence_order
 from smalti.generation.speculative import with_speculation
 from smalti.generation.wavefront import row_ends
 from smalti.kernels.prepacked import prepacked
 from smalti.prior.base import Prior
-from smalti.prior.neighborhood import Neighborhood
+
+STRATEGIES: tuple[type[PriorDecoding], ...] = (
+    NeighborhoodDecoding,
+    ParallelDecoding,
+    AnyOrderWindowDecoding,
+    SlidingWindowDecoding,
+)
+"""The first that decodes a request is used."""
 
 
 class GenerationState(NamedTuple):
@@ -106,13 +114,8 @@ def decoding_strategy(prior: Prior, request: GenerationRequest) -> DecodingStrat
     """A prior and a request on its device -> the decoding strategy without speculation."""
     guided = request.sampler.guidance != 1
     null_prefix = prior.null_prefix(request.batch) if guided else request.known.new_empty(0, prior.prefix_length)
-    if isinstance(prior, Neighborhood):
-        return NeighborhoodDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    if request.parallel:
-        return ParallelDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    if prior.knows_any_order and not prior.covers(request.grid) and request.known_positions.any():
-        return AnyOrderWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    return SlidingWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
+    strategy = next(strategy for strategy in STRATEGIES if strategy.decodes(prior, request))
+    return strategy(prepacked(prior), request, null_prefix=null_prefix)
 
 
 @torch.no_grad()
@@ -151,11 +154,12 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
             raise SmaltiError(f"this prior generates in the order {prior.order!r} alone; leave the order out")
         if request.parallel:
             raise SmaltiError(
-                f"parallel = {request.parallel} needs a prior that knows any order, and this one generates in the order "
+                f"parallel = {request.parallel} needs an any-order prior, and this one generates in the "
+                "order "
                 f"{prior.order!r} alone; leave it at 0"
             )
     elif ((known >= 0) != (known[:1] >= 0)).any():
         raise SmaltiError(
-            "a prior that knows any order reads the known codes first, so all images of a request must have the same "
-            "known places; make a request for each"
+            "an any-order prior reads the known codes first, so all images of a request must have the same "
+            "known positions; make a request for each"
         )

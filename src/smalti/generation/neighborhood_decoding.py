@@ -1,7 +1,7 @@
 """Decoding with a neighborhood transformer: each code costs one position, and only the rows within the radius are
 cached.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m positions of a wave, N heads, d head dimension, r
+Notation: B batch, K image codes, P prefix codes, h w grid, m positions of a wave, N heads, d head dimension, r
 radius, R cached rows.
 """
 
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy
 from smalti.generation.wavefront import CodePosition
+from smalti.prior.base import Prior
 from smalti.prior.neighborhood import AttentionContext, Neighborhood, PrefixAttention
 from smalti.prior.transformer import apply_rotary
 from smalti.prior.window import Window
@@ -90,7 +91,7 @@ class RowCacheAttention(AttentionContext):
 
 
 @final
-class NeighborhoodDecoding(DecodingStrategy):
+class NeighborhoodDecoding(PriorDecoding):
     """Decoding with a neighborhood transformer: all codes of a wave in one call, one position each."""
 
     def __init__(self, prior: Neighborhood, request: GenerationRequest, *, null_prefix: Tensor) -> None:
@@ -106,6 +107,10 @@ class NeighborhoodDecoding(DecodingStrategy):
                 (height, width), prefix=prior.encode_prefix(free_codes), radius=prior.radius
             )
 
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        return isinstance(prior, Neighborhood)
+
     def _fit_prefix(self, prefix: Tensor, height: int, width: int) -> Tensor:
         """The prefix of an image, or an unconditional one of the trained size -> the prefix of an image."""
         prior = self.prior
@@ -115,7 +120,7 @@ class NeighborhoodDecoding(DecodingStrategy):
         if prefix.shape[1] != prior.prefix_length or not torch.equal(prefix, prior.null_prefix(len(prefix)).to(prefix)):
             raise SmaltiError(
                 f"the prefix has {prefix.shape[1]} codes, and for {height} x {width} codes this prior reads {length}: "
-                f"a code for each place in each of its {len(prior.hints)} maps"
+                f"a code for each position in each of its {len(prior.hints)} maps"
             )
         return prefix[:, :1].expand(-1, length)
 

@@ -1,11 +1,11 @@
-"""Parallel decoding: several codes at once in a few steps, for priors that know any order. It is approximate.
+"""Parallel decoding: several codes at once in a few steps, for any-order priors. It is approximate.
 
 Codes of one step do not see one another, so their joint distribution is that of independent codes. Steps are short at
 first, while little is known, and long at the end: the cosine schedule of MaskGIT (Chang et al., arXiv 2202.04200,
 section 3.3). Without an order in the request, codes come in the order "subsample", in which the codes of a step are
 not neighbors.
 
-Shapes: B batch, P prefix codes, h w grid, K image codes, m codes of one step, T codes before them.
+Notation: B batch, P prefix codes, h w grid, K image codes, m codes of one step, T codes before them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, prefix_of, sequence_order
+from smalti.generation.sliding_window import prefix_of, sequence_order
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.base import Prior
 from smalti.prior.cache import BranchCache
@@ -38,9 +39,9 @@ def step_sizes(count: int, steps: int) -> list[int]:
 
 
 @final
-class ParallelDecoding(DecodingStrategy):
+class ParallelDecoding(PriorDecoding):
     """One window over the whole image: the last code before a step is read once for each code of the step, with its
-    place as the target.
+    position as the target.
 
     The codes of earlier steps are cached. Raises `SmaltiError` for a grid larger than the window.
     """
@@ -62,11 +63,15 @@ class ParallelDecoding(DecodingStrategy):
         columns, num_known = request.grid[1], int(request.known_positions.sum())
         sizes = step_sizes(len(self.order) - num_known, request.parallel)
         ends = list(accumulate(sizes, initial=num_known))  # image codes before each step, and after the last
-        positions = [CodePosition(place // columns, place % columns, window, place) for place in self.order.tolist()]
+        positions = [CodePosition(index // columns, index % columns, window, index) for index in self.order.tolist()]
         num_done = request.grid[0] * columns - int(request.missing_positions.sum())
         steps = [(start, end) for start, end in pairwise(ends) if end > num_done]  # a resumed one omits whole steps
         self.schedule = [positions[start:end] for start, end in steps]
         self.lengths = [start for start, _ in steps]
+
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        return request.parallel > 0
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         prior, positions, length = self.prior, self.schedule[wave], self.lengths[wave]

@@ -1,6 +1,6 @@
 """Generation requests: all that the generated codes depend on, apart from the prior, in one frozen value.
 
-Shapes: B batch, P prefix codes, h w grid.
+Notation: B batch, P prefix codes, h w grid.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GenerationRequest:
     """The number of draft codes per call of the prior (`generation.speculative`): the generated codes are the same,
     with fewer calls. 0 for none."""
     order: Tensor | None = None
-    """For priors that know any order: the raster places of the grid in the order of generation, (h w,) int64. Known
+    """For any-order priors: the raster positions of the grid in the order of generation, (h w,) int64. Known
     codes are read first in any case. None for raster order."""
     resumed: Tensor | None = None
     """The codes so far (B, h, w) of an interrupted generation of this request, which goes on from them: each remaining
@@ -84,11 +84,12 @@ class GenerationRequest:
             raise SmaltiError(f"parallel = {self.parallel} is not a number of steps; give 0 for one code at a time")
         if self.parallel and self.speculate:
             raise SmaltiError(
-                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at 0"
+                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at "
+                "0"
             )
-        places = height * width
-        if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(places)):
-            raise SmaltiError(f"an order names each of the {places} places of the grid once, from 0 to {places - 1}")
+        count = height * width
+        if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(count)):
+            raise SmaltiError(f"an order names each of the {count} positions of the grid once, from 0 to {count - 1}")
 
     @property
     def batch(self) -> int:
@@ -145,7 +146,7 @@ def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = codes.shape[1:]
     if grid[0] < height or grid[1] < width:
         raise SmaltiError(
-            f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; "
+            f"an image of {height} x {width} codes (height x width) does not fit on a canvas of {grid[0]} x {grid[1]}; "
             "make the canvas larger or the image smaller"
         )
     top, left = center_offset((height, width), grid)

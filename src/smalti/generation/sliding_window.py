@@ -1,12 +1,11 @@
-"""Decoding strategies: the logits of each wave, computed in few calls and with cached keys and values.
+"""The sliding window: the logits of each wave, computed in few calls and with cached keys and values.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
+Notation: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
 last of them.
 """
 
 from __future__ import annotations
 
-import abc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, final
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.decoding_strategy import PriorDecoding
 from smalti.generation.request import GenerationRequest
 from smalti.generation.wavefront import CodePosition, batch_wave, wavefront_schedule
 from smalti.prior.base import Prior
@@ -30,22 +30,6 @@ MAX_CACHE_BYTES = 2**30
 """Maximum size in bytes of the cached keys and values of windows that are used again."""
 
 
-class DecodingStrategy(abc.ABC):
-    """An image's codes -> logits of the codes to generate next, wave after wave."""
-
-    schedule: list[list[CodePosition]]
-    """The positions of each wave."""
-
-    @abc.abstractmethod
-    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
-        """Codes so far (B, h, w), complete up to wave number `wave` -> batches of its positions with their float32
-        logits.
-
-        Logits are (1, m, B, K), or (2, m, B, K) with guidance: conditional, then unconditional. Call it once per
-        wave, in order. Codes of the same wave that are generated in the meantime do not matter.
-        """
-
-
 class _WindowState(NamedTuple):
     """One window, or several in one call: their prefixes, with guidance the unconditional ones below, and the
     prior's cache."""
@@ -55,7 +39,7 @@ class _WindowState(NamedTuple):
 
 
 @final
-class SlidingWindowDecoding(DecodingStrategy):
+class SlidingWindowDecoding(PriorDecoding):
     """Decoding with a prior that reads one window at a time: a whole sequence per code, or its end if the window
     has a cache.
 
@@ -69,12 +53,16 @@ class SlidingWindowDecoding(DecodingStrategy):
         self.prior, self.request, self.null_prefix = prior, request, null_prefix
         device, (height, width) = request.known.device, request.grid
         self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
-        self.window_order = sequence_order(prior, request, self.window)  # the window's own places, in order
+        self.window_order = sequence_order(prior, request, self.window)  # the window's own positions, in order
         self.cache_order = self.window_order if prior.knows_any_order else None
         self.few_calls = _prefers_few_calls(device)
         self.schedule = self._schedule()
         self.remaining_uses = Counter(position.window for wave in self.schedule for position in wave)
         self.states: dict[Window, _WindowState] = {}
+
+    @staticmethod
+    def decodes(prior: Prior, request: GenerationRequest) -> bool:
+        return True
 
     def _schedule(self) -> list[list[CodePosition]]:
         missing = self.request.missing_positions
@@ -165,9 +153,9 @@ def prefix_of(prior: Prior, request: GenerationRequest, window: Window) -> Tenso
 
 
 def sequence_order(prior: Prior, request: GenerationRequest, window: tuple[int, int]) -> Tensor:
-    """A prior, a request and the window (h, w) over its grid -> the raster places of the window in sequence order.
+    """A prior, a request and the window (h, w) over its grid -> the raster positions of the window in sequence order.
 
-    A prior that knows any order reads the known codes first if the window covers the grid, and then generates the
+    An any-order prior reads the known codes first if the window covers the grid, and then generates the
     others in the request's order: each is conditioned on all that is known. Raises `SmaltiError` for a prior with an
     order that it has not learned for this window.
     """

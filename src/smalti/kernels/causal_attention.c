@@ -6,7 +6,7 @@
    transposed (keys,PANEL), so that each number of a register belongs to a query of its own, and keys that come after all of
    them are never read.
 
-   Letters: B sequences, N heads, T codes, d width of a head, S and D the same filled up with zeros to whole panels. */
+   Notation: B sequences, N heads, T codes, d width of a head, S and D the same filled up with zeros to whole panels. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,20 +46,20 @@ static float *zeros(long count) {
 /* Rounded up to whole panels. */
 static inline long filled(long count) { return (count + PANEL - 1) / PANEL * PANEL; }
 
-static inline float *place(const Part *part, long b, long n, long t) {
+static inline float *element(const Part *part, long b, long n, long t) {
     return part->at + b * part->sequence + n * part->head + t * part->code;
 }
 
 /* Codes (count,d) of a head -> (.,D), and if `turned` a panel of them transposed (D,PANEL). What is there beyond them stays. */
 static void copied(const Part *from, long b, long n, long t, long count, long d, long D, float *to, float *turned) {
-    const float *x = place(from, b, n, t);
+    const float *x = element(from, b, n, t);
     for (long r = 0; r < count; r++, x += from->code) memcpy(to + r * D, x, d * sizeof(float));
     for (long i = 0; turned && i < d; i++)
         for (long r = 0; r < PANEL; r++) turned[i * PANEL + r] = to[r * D + i];
 }
 
 static void written(const float *x, long count, long d, long D, float factor, const Part *to, long b, long n, long t) {
-    float *y = place(to, b, n, t);
+    float *y = element(to, b, n, t);
     for (long r = 0; r < count; r++, y += to->code)
         for (long i = 0; i < d; i++) y[i] = x[r * D + i] * factor;
 }

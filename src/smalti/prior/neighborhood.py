@@ -1,6 +1,6 @@
 """The neighborhood transformer: attention to nearby codes only, for images of any size.
 
-Letters: B batch, T positions or codes of one call, t of the codes that are scored, F free prefix codes, M maps, h w
+Notation: B batch, T positions or codes of one call, t of the codes that are scored, F free prefix codes, M maps, h w
 grid, D width, N heads, d = D / N, r radius, K image codes, C condition codes.
 
 Attention is limited to a causal neighborhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import select
@@ -55,7 +55,7 @@ class NeighborhoodSettings:
     embed_dim: Positive = 512
     heads: Positive = 8
     mlp_dim: Natural = 0
-    dropout: Chance = 0.0
+    dropout: ProperFraction = 0.0
     rotary_base: Annotated[float, Field(gt=0)] = 100.0
     """Rotations fall from 1 radian a code toward 1 / this."""
 
@@ -246,7 +246,8 @@ class Neighborhood(Prior):
         return prefix
 
     def embed(self, left: Tensor, above: Tensor, maps: Tensor) -> Tensor:
-        """The codes to the left and above of places, K where there is none (B, T), and the maps there (B, M, T) -> (B, T, D)."""
+        """The codes to the left and above of places, K where there is none (B, T),
+        and the maps there (B, M, T) -> (B, T, D)."""
         x = self.left(left) + self.above(above)
         for number, hint in enumerate(self.hints):
             x = x + hint(maps[:, number])

@@ -1,6 +1,6 @@
 """The modern prior: a decoder-only transformer with 2-D rotary positions and condition codes in a range of their own.
 
-Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+Notation: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
 prefix codes, h w grid, D width, N heads, d = D / N, K image codes, C condition codes.
 
 It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription, NormParameters, Rotation
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import attend_with_cache, select
@@ -57,7 +57,7 @@ class TransformerSettings:
     embed_dim: Positive = 512
     heads: Positive = 8
     mlp_dim: Natural = 0
-    dropout: Chance = 0.0
+    dropout: ProperFraction = 0.0
     order: AnyOrder = "raster"
     tied: bool = False
     """Whether the head scores codes by their embeddings (arXiv 1608.05859) instead of having weights of its own."""
@@ -67,8 +67,8 @@ class TransformerSettings:
     """Rotations fall from 1 radian a code toward 1 / this. Grids are tens of codes wide, not thousands: RoPE for images
     takes 100 (2403.13298) where language, and LlamaGen, take 10000."""
     prefix_rotation: Literal["still", "erased"] = "still"
-    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike: LlamaGen
-    multiplies them with an empty row of its table of rotations."""
+    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike:
+    LlamaGen multiplies them with an empty row of its table of rotations."""
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     """What is added to the mean square of a vector before it is normalized."""
 
@@ -98,10 +98,10 @@ class Transformer(Prior):
     steps on (docs/log.md). The paper's GPT has to learn by attention which code of the map belongs to which
     position.
 
-    With the order "any" the place of the next image code has an embedding that is added to the current input: the
-    target-aware positions of RAR (arXiv 2411.00776, section 3.2), and its queries are rotated to that place. Without
-    the place a code could not know which of the missing ones it is to predict; with the rotation it finds the codes
-    around that place by their offsets, as in raster order.
+    With the order "any" the position of the next image code has an embedding that is added to the current input: the
+    target-aware positions of RAR (arXiv 2411.00776, section 3.2), and its queries are rotated to that position. Without
+    the position a code could not know which of the missing ones it is to predict; with the rotation it finds the codes
+    around that position by their offsets, as in raster order.
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
@@ -196,7 +196,8 @@ class Transformer(Prior):
     def _rotation_tables(self, start: int, end: int, cache: Cache) -> Rotation:
         """The rotation of the queries and keys of places `start` to `end` of the sequence.
 
-        Both by the code's own place; with the order "any" queries that predict an image code by that code's place.
+        Both by the code's own position; with the order "any" queries that predict an image code by
+        that code's position.
         """
         if not self.knows_any_order:
             own = self.rotation(start, end, cache)
@@ -228,7 +229,7 @@ class Transformer(Prior):
         positions = order[..., index.clamp(0, order.shape[-1] - 1)]  # (T,) or (B, T)
         coordinates = torch.stack((positions // columns, positions % columns), dim=-1).where(is_image, 0)  # (.., T, 2)
         for begin in self.settings.maps:
-            map_index = index + self.prefix_length - begin  # (T,), the place in the map
+            map_index = index + self.prefix_length - begin  # (T,), the position in the map
             in_map = (map_index >= 0) & (map_index < self.grid[0] * self.grid[1])
             coordinates = torch.where(
                 in_map[:, None], torch.stack((map_index // self.grid[1], map_index % self.grid[1]), dim=1), coordinates

@@ -85,7 +85,7 @@ class _CodeUse(NamedTuple):
     charts: Sequence[LinePlot | Bars]
 
 
-class _Places(NamedTuple):
+class _NatsMap(NamedTuple):
     """A map of the mean nats at each place, with its darkest and brightest value."""
 
     image: EmbeddedImage
@@ -109,7 +109,7 @@ def page_values(measured: Measured, plain: Mapping[str, Any]) -> dict[str, Any]:
         "sample_images": _spread(measured, "sample"),
         "reference_images": _spread(measured, "reference"),
         "distributions": _distributions(measured),
-        "places": None if measured.places is None else _places(measured.places),
+        "nats_map": None if measured.nats_per_position is None else _nats_map(measured.nats_per_position),
         "codes": None if measured.counts is None else _codes(measured.counts),
         "about": plain["protocol"].get("about", ""),
         "protocol": _yaml({key: value for key, value in plain["protocol"].items() if key != "about"}),
@@ -224,13 +224,13 @@ def _distributions(measured: Measured) -> list[Histogram]:
     ]
 
 
-def _places(places: Tensor) -> _Places:
-    """Mean nats at each place (h,w) -> a map of them, dark where codes are easy to guess."""
-    low, high = float(places.min()), float(places.max())
-    levels = ((places - low) / max(high - low, 1e-9) * 255).round().to(torch.uint8).numpy()
+def _nats_map(nats: Tensor) -> _NatsMap:
+    """Mean nats at each position (h,w) -> a map of them, dark where codes are easy to guess."""
+    low, high = float(nats.min()), float(nats.max())
+    levels = ((nats - low) / max(high - low, 1e-9) * 255).round().to(torch.uint8).numpy()
     each = -(-160 // max(levels.shape))
     enlarged = levels.repeat(each, 0).repeat(each, 1)
-    return _Places(EmbeddedImage(enlarged, "a map of the mean nats of a code at each place of the grid"), low, high)
+    return _NatsMap(EmbeddedImage(enlarged, "a map of the mean nats of a code at each place of the grid"), low, high)
 
 
 def _codes(counts: Tensor) -> _CodeUse:

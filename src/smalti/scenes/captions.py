@@ -253,5 +253,5 @@ def _group(facts: Visible, group: TreeGroup, rng: Rng) -> str:
     else:  # there may be more elsewhere, so only those in one place are counted
         counted = placed and group.number < len(NUMBERS) and rng.random() < 0.5
         trees = f"{f'{NUMBERS[group.number]} ' if counted else ''}{tall}{_PLURALS[name]}"
-    place = "in the middle" if group.side == "middle" else f"on the {group.side}"
-    return f"{trees}{leaves} {place}" if placed else f"{trees}{leaves}"
+    where = "in the middle" if group.side == "middle" else f"on the {group.side}"
+    return f"{trees}{leaves} {where}" if placed else f"{trees}{leaves}"

@@ -3,8 +3,9 @@
 Places: u runs to the right with 0 in the middle, v down from the top edge, both in image heights, so that a wider image
 shows more of the same land. Nothing here knows how many pixels the image has.
 
-The ground is a level plane seen from `EYE` meters above it: what lies `s` below the horizon is `EYE / s` meters away, and a
-meter there is `s / EYE` high. Hills are bands that stand before each other, each with a crest that rises above its plane.
+The ground is a level plane seen from `EYE` meters above it: what lies `s` below the horizon is `EYE / s` meters away,
+and a meter there is `s / EYE` high. Hills are bands that stand before each other, each with a crest
+that rises above its plane.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Lake(NamedTuple):
 
 
 class Sky(NamedTuple):
-    """The sky. `disc` is the sun's or moon's place (u, v) and radius."""
+    """The sky. `disc` is the sun's or moon's position (u, v) and radius."""
 
     stops: Floats  # (3, 3): zenith, middle, horizon
     disc: tuple[float, float, float]
@@ -68,7 +69,7 @@ class Sky(NamedTuple):
     clouds: float  # how much of the sky they cover, about 0 to 1
     streaks: bool
     offset: Floats
-    stars: Floats  # (n, 3): place in [0, 1) twice, brightness
+    stars: Floats  # (n, 3): position in [0, 1) twice, brightness
 
 
 class Tree(NamedTuple):
@@ -176,7 +177,8 @@ def _lake(generator: np.random.Generator, season: str, horizon: float) -> Lake:
 
 
 def _bands(generator: np.random.Generator, season: str, horizon: float, shore: float) -> tuple[Band, ...]:
-    """Far hills, the middle ground, and near ground: behind the lake's far `shore` and before it, or without a lake (0)."""
+    """Far hills, the middle ground, and near ground: behind the lake's far `shore` and before it,
+    or without a lake (0)."""
     meadows = palettes.SEASON[season].meadows
 
     def band(below: float, rise: float, tilt: float, frequency: float, woods: float, *, forest: float) -> Band:

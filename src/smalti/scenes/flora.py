@@ -1,8 +1,8 @@
 """A kind of tree -> its image, drawn leaf by leaf once per process and then only scaled.
 
 A tree is kept without color, so that season and light can color it later. Its four channels, 0 to 255, are
-tone (shade to light, lit from the left and above), wood (leaf to bark), crown (a value of its own for each tuft of leaves;
-on firs and bare trees: where snow lies) and cover (the silhouette).
+tone (shade to light, lit from the left and above), wood (leaf to bark), crown (a value of its own for each tuft of
+leaves; on firs and bare trees: where snow lies) and cover (the silhouette).
 """
 
 from __future__ import annotations
@@ -103,16 +103,16 @@ def _tufts(
     angle = generator.uniform(0, 2 * math.pi, len(owner))
     reach = np.sqrt(generator.uniform(0, 1, len(owner)))
     normal = np.stack([np.cos(angle) * reach, np.sin(angle) * reach], axis=1)
-    place = centers[owner] + normal * radii[owner, None]
+    position = centers[owner] + normal * radii[owner, None]
     center, extent = centers.mean(axis=0), np.maximum(np.ptp(centers, axis=0), 1.0)
-    whole = (place - center) / extent
+    whole = (position - center) / extent
     light = -0.55 * normal[:, 0] - 0.8 * normal[:, 1]
     tone = 118 + 62 * light - 70 * (0.6 * whole[:, 0] + 0.9 * whole[:, 1]) + generator.normal(0, 16, len(owner))
     crown = generator.integers(0, 256, count)[owner] * 0.6 + generator.integers(0, 256, len(owner)) * 0.4
     size = leaf * generator.uniform(0.7, 1.4, len(owner))
     tone = np.clip(tone, 8, 250).astype(int)
     for i in np.argsort(tone + generator.normal(0, 26, len(owner))):
-        x, y, r = place[i, 0], place[i, 1], size[i]
+        x, y, r = position[i, 0], position[i, 1], size[i]
         draw.ellipse((x - r, y - r * 0.8, x + r, y + r * 0.8), fill=(int(tone[i]), 0, int(crown[i]), 255))
 
 

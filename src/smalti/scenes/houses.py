@@ -1,7 +1,8 @@
 """The plan of a house -> its image, its silhouette, its lights and its keypoints.
 
 A house is a box with a gabled roof, seen a little from one side: the gable wall in front and one long wall going back.
-Places on it are in units of its own height (ground to roof apex 1, y down, the middle of the gable wall's foot at 0, 0).
+Places on it are in units of its own height (ground to roof apex 1, y down, the middle of the gable wall's foot at 0,
+0).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def extent(house: House) -> tuple[float, float, float]:
 
 
 def keypoints(house: House) -> tuple[Point, ...]:
-    """Roof apex, then the gable wall's corners: eave left, eave right, foot right, foot left; in units of its height."""
+    """Roof apex, then the gable wall's corners: eave left, eave right, foot right, foot left; in units
+    of its height."""
     half = house.gable / 2
     return ((0.0, -1.0), (-half, -house.eave), (half, -house.eave), (half, 0.0), (-half, 0.0))
 
@@ -73,17 +75,17 @@ class _Pen:
         self.glow = Image.new("L", size, 0)
         self._colors, self._covers, self._glows = (ImageDraw.Draw(i) for i in (self.color, self.cover, self.glow))
 
-    def _place(self, points: list[Point]) -> list[Point]:
+    def _project(self, points: list[Point]) -> list[Point]:
         return [((x * self._mirror + self._left) * self._pixels, (y + self._up) * self._pixels) for x, y in points]
 
     def shape(self, points: list[Point], fill: tuple[int, int, int], *, glow: int = 0) -> None:
-        places = self._place(points)
-        self._colors.polygon(places, fill=fill)
-        self._covers.polygon(places, fill=255)
-        self._glows.polygon(places, fill=glow)
+        projected = self._project(points)
+        self._colors.polygon(projected, fill=fill)
+        self._covers.polygon(projected, fill=255)
+        self._glows.polygon(projected, fill=glow)
 
     def line(self, points: list[Point], fill: tuple[int, int, int], width: float) -> None:
-        self._colors.line(self._place(points), fill=fill, width=max(round(width * self._pixels), 1))
+        self._colors.line(self._project(points), fill=fill, width=max(round(width * self._pixels), 1))
 
 
 def draw(house: House, *, pixels: float, light: int) -> Drawn:

@@ -1,4 +1,5 @@
-"""A composition and places along it -> the lie of the land there: where each fold's crest is and how near it comes."""
+"""A composition and positions along it -> the lie of the land there: where each fold's crest is
+and how near it comes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from smalti.scenes.textures import Floats, profile
 
 
 class Fold(NamedTuple):
-    """A band of ground, or the lake, at places (w,): its crest's v, and how far below the horizon its plane lies there.
+    """A band of ground, or the lake, at positions (w,): its crest's v,
+    and how far below the horizon its plane lies there.
 
     A point `under` below the crest is `EYE / (under + drop)` meters away.
     """
@@ -20,8 +22,8 @@ class Fold(NamedTuple):
     drop: Floats
 
 
-def folds(plan: Composition, places: Floats) -> tuple[Fold, ...]:
-    """The folds of the land at `places` (w,) of u, from far to near; where there is a lake it is the last but one.
+def folds(plan: Composition, positions: Floats) -> tuple[Fold, ...]:
+    """The folds of the land at `positions` (w,) of u, from far to near; where there is a lake it is the last but one.
 
     A fold that dips lower than its plane comes nearer there, so that nothing is farther than what it hides.
     """
@@ -36,10 +38,10 @@ def folds(plan: Composition, places: Floats) -> tuple[Fold, ...]:
     for i, band in enumerate(plan.bands):
         if i == len(plan.bands) - 1:
             for lake in plan.lake:
-                wobble = profile(plan.bands[1].lattice[:4], places + 31, frequency=3.0, gain=0.5, smooth=True)
+                wobble = profile(plan.bands[1].lattice[:4], positions + 31, frequency=3.0, gain=0.5, smooth=True)
                 add((lake.shore + 0.006 * wobble).astype(np.float32), lake.shore - plan.horizon)
-        waves = profile(band.lattice, places + 5, frequency=band.frequency, gain=0.38, smooth=True)
-        leaning = band.tilt * 0.5 * np.tanh(2 * places)
+        waves = profile(band.lattice, positions + 5, frequency=band.frequency, gain=0.38, smooth=True)
+        leaning = band.tilt * 0.5 * np.tanh(2 * positions)
         add((band.crest - leaning - band.rise * waves).astype(np.float32), band.drop)
     return tuple(found)
 

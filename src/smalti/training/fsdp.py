@@ -1,7 +1,8 @@
-"""A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors that no device holds whole.
+"""A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors
+that no device holds whole.
 
-Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with another strategy
-or number of processes.
+Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with
+another strategy or number of processes.
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ Joined = TypeVar("Joined", bound=nn.Module)
 
 
 def sharding(processes: int, blocks: Callable[[Any], nn.ModuleList]) -> ModelParallelStrategy:
-    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts, which are gathered one at a time.
+    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts,
+    which are gathered one at a time.
 
-    Raises `SmaltiError` where PyTorch is older than 2.6.
+    Raises `SmaltiError` if PyTorch is older than 2.6.
     """
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError as error:
         raise SmaltiError(
-            f"run.strategy = 'fsdp' needs PyTorch 2.6 or later, not {torch.__version__}; install it, or set run.strategy=ddp"
+            f"run.strategy = 'fsdp' needs PyTorch 2.6 or later, not {torch.__version__}; install it, or set "
+            "run.strategy=ddp"
         ) from error
 
     def shard(module: Joined, mesh: DeviceMesh) -> Joined:
@@ -107,17 +110,17 @@ def _owner(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> nn.Mod
 
 
 def _by_place(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer by the names of weights -> by their places, as `Optimizer.state_dict` has it."""
+    """The state of an optimizer by the names of weights -> by their numbers, as `Optimizer.state_dict` has it."""
     if not state:  # on all processes but the first
         return {}
-    places = {name: index for index, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
-    groups = [{**group, "params": [places[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {places[name]: moments for name, moments in state["state"].items()}, "param_groups": groups}
+    numbers = {name: index for index, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {numbers[name]: moments for name, moments in state["state"].items()}, "param_groups": groups}
 
 
 def _by_name(state: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The inverse of `_by_place`."""
     named = {id(weight): name for name, weight in module.named_parameters()}
     names = [named[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
-    groups = [{**group, "params": [names[place] for place in group["params"]]} for group in state["param_groups"]]
-    return {"state": {names[place]: moments for place, moments in state["state"].items()}, "param_groups": groups}
+    groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[number]: moments for number, moments in state["state"].items()}, "param_groups": groups}

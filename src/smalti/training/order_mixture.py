@@ -1,6 +1,6 @@
 """The orders in which an any-order prior reads its training images: one per image, drawn from a mixture.
 
-Shapes: B batch, h w grid, n = h w.
+Notation: B batch, h w grid, n = h w.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from smalti.core.settings import Share, settings
+from smalti.core.settings import Fraction, settings
 from smalti.prior.order import known_first
 
 
@@ -23,19 +23,20 @@ class OrderMixture:
     others.
     """
 
-    raster: Share = 0.5
-    random: Share = 0.25
+    raster: Fraction = 0.5
+    random: Fraction = 0.25
 
     @model_validator(mode="after")
     def _shares_fit(self) -> OrderMixture:
         if self.raster + self.random > 1 + 1e-9:
             raise ValueError(
-                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most 1"
+                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most "
+                "1"
             )
         return self
 
     def draw(self, batch: int, grid: tuple[int, int], *, device: torch.device) -> Tensor:
-        """Raster places in sequence order, for each image: (batch, n) int64.
+        """Raster positions in sequence order, for each image: (batch, n) int64.
 
         Draws from torch's default generator of the CPU.
         """
@@ -51,7 +52,7 @@ class OrderMixture:
 def random_holes(batch: int, grid: tuple[int, int]) -> Tensor:
     """Holes as users make them, (batch, h, w) bool, drawn from torch's default generator of the CPU.
 
-    In half of the images a rectangle that is 1/4 to 1 of each side long, at a random place, so that some touch a
+    In half of the images a rectangle that is 1/4 to 1 of each side long, at a random position, so that some touch a
     border or two; in a quarter all that is outside of such a rectangle; in a quarter each code by itself, with a
     probability of its image.
     """

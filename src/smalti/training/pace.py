@@ -1,6 +1,6 @@
 """How fast a training is on this machine: the time of a few of its steps, whose results are thrown away.
 
-Letters: B batch, P prefix codes, h w code grid, n = h w.
+Notation: B batch, P prefix codes, h w code grid, n = h w.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from smalti.training.stage1 import TokenizerStage
 NOMINAL = 10**9
 """Images of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
 PLACES = 6
-"""At so many places of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
+"""At so many points of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
 FEWEST = 3
-"""Timed steps at each place, at least; one more goes before them."""
+"""Timed steps at each point, at least; one more goes before them."""
 
 
 def measure_pace(training: TokenizerTraining, source: Source, *, seconds: float) -> float:

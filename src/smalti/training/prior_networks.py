@@ -1,4 +1,5 @@
-"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built for some codes."""
+"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built
+for some codes."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import Chance, Natural, Positive, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, as_mapping, parse, settings
 from smalti.prior import (
     GPT,
     AnyOrder,
@@ -31,7 +32,7 @@ class TransformerNetwork:
     layers: Positive = 6
     embed_dim: Positive = 256
     heads: Positive = 4
-    dropout: Chance = 0.1
+    dropout: ProperFraction = 0.1
     tied: bool = False
     """Whether the head scores codes by their embeddings."""
     order: AnyOrder = "raster"
@@ -51,9 +52,9 @@ class GPTNetwork:
     layers: Positive = 24
     embed_dim: Positive = 1024
     heads: Positive = 16
-    embedding_dropout: Chance = 0.0
-    attention_dropout: Chance = 0.0
-    residual_dropout: Chance = 0.0
+    embedding_dropout: ProperFraction = 0.0
+    attention_dropout: ProperFraction = 0.0
+    residual_dropout: ProperFraction = 0.0
     unmasked: Natural = 0
     """How many of the first condition codes see one another, and not only those before them."""
     start_code: Natural = 0
@@ -74,7 +75,7 @@ class PixelSNAILNetwork:
     embed_dim: Positive = 128
     heads: Positive = 4
     kernel_size: Annotated[int, Field(ge=2)] = 2
-    dropout: Chance = 0.1
+    dropout: ProperFraction = 0.1
     order: Order = "raster"
     """Raster, and no other."""
 
@@ -89,7 +90,7 @@ class NeighborhoodNetwork:
     layers: Positive = 6
     embed_dim: Positive = 256
     heads: Positive = 4
-    dropout: Chance = 0.1
+    dropout: ProperFraction = 0.1
 
 
 def _named(values: Any) -> Any:
@@ -156,7 +157,8 @@ def _gpt(network: GPTNetwork, codes: Codes) -> Network:
 
 
 def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
-    """The sizes of a GPT that reads these codes. Raises `SmaltiError` where its vocabulary or its positions are too few."""
+    """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary
+    or its positions are too few."""
     most = max(codes.size, codes.condition_size)
     if network.vocab_size and network.vocab_size < most:
         raise SmaltiError(
@@ -185,5 +187,5 @@ NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
 
 
 def build_network(network: AnyNetwork, codes: Codes) -> Network:
-    """Settings and what is to be read -> a prior. Raises `SmaltiError` where they do not go together."""
+    """Settings and what is to be read -> a prior. Raises `SmaltiError` if they do not go together."""
     return NETWORKS[network.name](network, codes)

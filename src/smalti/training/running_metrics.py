@@ -19,7 +19,7 @@ class RunningMetrics:
     """Sums of the metrics since the last report, counts of skipped steps, and seconds of training."""
 
     def __init__(self, notes: Mapping[str, Any]) -> None:
-        """`notes`: the result of `notes()` when the state was saved; empty in a new run, and for states of smalti 0.1."""
+        """`notes`: the result of `notes()` when the state was saved; empty in a new run."""
         self._sums: dict[str, float] = dict(notes.get("sums", {}))
         self._counts: dict[str, int] = dict(notes.get("counts", {}))
         self._pending: list[Metrics] = []

@@ -20,8 +20,9 @@ from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.contents import CONTENTS, contents
 from smalti.data.file_types import FILE_TYPES, FileType, file_type_of
-from smalti.data.loader import first_readable, holding_out
+from smalti.data.loader import first_readable
 from smalti.data.sources import held_out_order, open_source
+from smalti.data.splits import holding_out, split_crops
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
 from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
@@ -33,7 +34,7 @@ from smalti.training.launcher import first_alone, is_started_with_others, launch
 from smalti.training.loop import Stage, fit
 from smalti.training.run_folder import RunFolder
 from smalti.training.run_page import write_page
-from smalti.training.stage1 import TokenizerStage, crops
+from smalti.training.stage1 import TokenizerStage
 from smalti.training.stage2 import PriorStage, blocks
 
 OWN = ("auto", "labels", "unconditional")
@@ -43,7 +44,8 @@ ALONE = ("labels", "coordinates", "text")
 """Conditions whose codes are made of the images and what is beside them, with nothing else given."""
 
 _SLOW = (
-    "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take twenty times as "
+    "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take "
+    "twenty times as "
     "long; set run.precision=32-true"
 )
 
@@ -64,8 +66,9 @@ def train_tokenizer(
 ) -> None:
     """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch. `work`:
-    the place of the run in a longer work, for the progress.
+    `start`: the tokenizer that training begins with, to which `settings` belong;
+    without one it starts from scratch. `work`:
+    the position of the run in a longer work, for the progress.
 
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.
@@ -97,7 +100,8 @@ def train_tokenizer(
 
 
 def _file_type_of_training(settings: TokenizerTraining) -> FileType:
-    """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are for something else."""
+    """What a tokenizer is to be trained on. Raises `SmaltiError` if its channels or its objective are
+    for something else."""
     images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
     if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):
         losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
@@ -126,10 +130,11 @@ def train_prior(
     console: Console,
     work: WorkPlan = SINGLE,
 ) -> None:
-    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on with the run if there is one.
+    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on
+    with the run if there is one.
 
-    Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds something
-    else, and when it is asked to stop.
+    Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds
+    something else, and when it is asked to stop.
     """
     model = load_tokenizer(tokenizer)
     shards.check_fingerprint(model.fingerprint())
@@ -209,7 +214,8 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
     kept = shards.meta.prefix
     if kept is None:
         raise SmaltiError(
-            f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode ... "
+            f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode "
+            "... "
             f"--condition {' --condition '.join(_names(name))}, or set condition=auto"
         )
     condition = build_condition(kept.condition, shards.path)
@@ -235,8 +241,8 @@ def _names(condition: str) -> tuple[str, ...]:
 def codes_of(
     data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
 ) -> CodeShards:
-    """Codes, or images that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_images`, and where
-    several processes that were started together would all encode."""
+    """Codes, or images that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_images`, and
+    where several processes that were started together would all encode."""
     if (data / "codes.json").is_file():
         return open_codes(data)
     names = () if settings.condition in OWN else _names(settings.condition)
@@ -246,13 +252,15 @@ def codes_of(
         sources = [f"{name}=..." if len(names) > 1 else "..." for name in others]
         words = [*(f"--condition {name}" for name in names), *map(" ".join, zip(options, sources, strict=True))]
         raise SmaltiError(
-            f"condition = {settings.condition} has codes of its own, which are made together with those of the images: first "
+            f"condition = {settings.condition} has codes of its own, which are made together with those of the images: "
+            "first "
             f"smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
         )
     conditions = [ConditionSource(name) for name in names]
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
-            f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
+            f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} "
+            f"--out {out}, "
             f"then train on {out}"
         )
     encode_images(
@@ -275,7 +283,8 @@ def encode_images(
 ) -> bool:
     """Images -> code shards in `out`; False when they are there already, made by the same settings.
 
-    Their file type is that of the tokenizer, where it was trained by smalti, else that of `settings.images`. `conditions`:
+    Their file type is that of the tokenizer, where it was trained by smalti, else that of `settings.images`.
+    `conditions`:
     those whose codes precede the codes of the images.
 
     Raises `SmaltiError` for data without images, a tokenizer that is none, and a folder that holds other things.
@@ -285,14 +294,14 @@ def encode_images(
     channels, cut = model.settings.autoencoder.channels, settings.images
     stored = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
     source = open_source(data, file_type=file_type_of({**stored, **about}, channels=channels))
-    parts = crops(source, cut, channels=channels, seed=seed)
-    place = next(model.parameters()).device
-    pairs = paired_images(conditions, parts, factor=model.factor, device=place) if conditions else None
+    parts = split_crops(source, cut, channels=channels, seed=seed)
+    model_device = next(model.parameters()).device
+    pairs = paired_images(conditions, parts, factor=model.factor, device=model_device) if conditions else None
     if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
         other = first_readable(pairs.training, held_out_order(parts[0].images))
         if other is not None:  # one held-out image whose condition can be read too
             parts = holding_out(parts, other)
-            pairs = paired_images(conditions, parts, factor=model.factor, device=place)
+            pairs = paired_images(conditions, parts, factor=model.factor, device=model_device)
     images = ImageSets(training=parts[0], validation=parts[1], labels=source.labels)
     if pairs is not None:
         images = replace(images, training=pairs.training, validation=pairs.validation, prefix=pairs.prefix)

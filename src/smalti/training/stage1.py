@@ -1,6 +1,6 @@
 """Training of stage 1: the tokenizer with its losses and a discriminator.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, section 3.1.
 """
 
@@ -21,11 +21,9 @@ from smalti.conditions.map_files import label_accuracy, label_colors
 from smalti.core.distributed import all_gather
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
-from smalti.data.config import ImageSettings
-from smalti.data.crops import CenterCrop, Crop, RandomCrop
-from smalti.data.damage import DamageRecord
-from smalti.data.loader import Batch, Crops, Example, first_readable, holding_out, in_order, spread
-from smalti.data.sources import Source, held_out_order, split
+from smalti.data.loader import Batch, Crops, Example, in_order, spread
+from smalti.data.sources import Source
+from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.images.io import grid
 from smalti.losses.adversarial import LeCam, ramp
@@ -76,47 +74,6 @@ class _Joined(nn.Module):
         return features, quantized, self.tokenizer.decode(quantized.latents)  # .., .., (B,C,H,W)
 
 
-def crops(
-    source: Source, images: ImageSettings, *, channels: int, seed: int, max_held_out: int | None = None
-) -> tuple[Crops, Crops]:
-    """A source -> its training images (random crops and flips) and its held-out ones (center crops, at the least zoom).
-
-    Both have the file type of the source. `max_held_out`: the maximum number of held-out images, evenly spread; all by
-    default. If all held-out images are damaged, a training image is held out too. Raises `SmaltiError` for a single
-    image, for a file type that does not fit the channels, and for too many damaged images.
-    """
-    training, validation = split(source.images, validation=images.validation)
-    if not validation:
-        raise SmaltiError(
-            f"{source.path} holds a single image; training needs at least two, one of them to validate on"
-        )
-    if max_held_out is not None and max_held_out < len(validation):
-        validation = tuple(validation[index * len(validation) // max_held_out] for index in range(max_held_out))
-    center = CenterCrop(zoom=images.zoom[0])
-    crop: Crop = RandomCrop(zoom=images.zoom, flip=images.flip) if images.crop == "random" else center
-    size, cache = images.size, images.cache_mib
-    record = DamageRecord(source, [len(training), len(validation)])
-    parts = (
-        Crops(
-            source, training, size=size, channels=channels, crop=crop, seed=seed, cache_mib=cache, record=(record, 0)
-        ),
-        Crops(
-            source,
-            validation,
-            size=size,
-            channels=channels,
-            crop=center,
-            seed=seed,
-            cache_mib=cache,
-            record=(record, 1),
-        ),
-    )
-    if len(training) == 1 or first_readable(parts[1]) is not None:
-        return parts
-    index = first_readable(parts[0], held_out_order(training))
-    return parts if index is None else holding_out(parts, index)
-
-
 @final
 class ProcessExamples:
     """Examples `rank`, `rank + world`, ... of a data set: those of one of `world` processes."""
@@ -157,7 +114,8 @@ def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSetting
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. Validates and exports the EMA of the weights, or with `ema_half_life` 0 the weights themselves."""
+    """Trains a VQGAN. Validates and exports the EMA of the weights, or
+    with `ema_half_life` 0 the weights themselves."""
 
     unit = "images"
     selection_metric = ""  # sharper images have more pixel error: no single metric selects the best model
@@ -178,7 +136,7 @@ class TokenizerStage(Stage):
         run, adversarial = settings.run, settings.objective.adversarial
         channels = settings.model.autoencoder.channels
         images = settings.images
-        self.training, self.held_out = crops(
+        self.training, self.held_out = split_crops(
             source, images, channels=channels, seed=run.seed, max_held_out=images.validation_images
         )
         self.tokenizer = VQGAN(settings.model)
@@ -187,7 +145,8 @@ class TokenizerStage(Stage):
         self.process_slice = ProcessSlice(fabric.global_rank, fabric.world_size)
         if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
             raise SmaltiError(
-                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer (--from), or "
+                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer "
+                "(--from), or "
                 "set decoder_phase.start above 0"
             )
         discriminator = replace(adversarial.discriminator, channels=channels)
@@ -215,7 +174,6 @@ class TokenizerStage(Stage):
         self.codebook: CodebookTraining = LearningCodebook(
             self.tokenizer.quantizer, settings, initialized=bool(weights)
         )
-        self._state_has_initialized = True  # states of smalti 0.1 do not contain it
 
     def _gan(self) -> GAN:
         """The networks, losses and optimizers of a GAN step."""
@@ -239,7 +197,7 @@ class TokenizerStage(Stage):
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         length = self.settings.run.images
-        just_initialized = self._init_codebook_when_due(seen, count, generator)
+        just_initialized = self._init_codebook_when_due(seen, generator)
         if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
             if just_initialized:  # in a run resumed with a shorter length: the EMA has no codebook yet
                 self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
@@ -271,23 +229,23 @@ class TokenizerStage(Stage):
         return {**result.values, **codebook_values}
 
     def _choices(self, batch: int, generator: torch.Generator) -> RandomChoices:
-        """The random choices for the images of this process: its part of what a single process would draw for all images."""
+        """The random choices for the images of this process: its part of what a single process would draw
+        for all images."""
         choices = draw_choices(self.settings.objective, batch * self.process_slice.world, generator=generator)
         return choices._replace(augmentation=choices.augmentation.part(self.process_slice.indices))
 
-    def _init_codebook_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
-        """Initialize the codebook in the first step at or after `quantize_from`. Returns whether it was initialized now.
+    def _init_codebook_when_due(self, seen: int, generator: torch.Generator) -> bool:
+        """Initialize the codebook in the first step at or after `quantize_from`.
+        Returns whether it was initialized now.
 
         A run that is resumed with another length may have passed that point without an initialized codebook.
         """
         first = self.settings.quantize_from * self.settings.run.images
         if self.codebook.initialized or seen < first:
             return False
-        due = self._state_has_initialized or seen - count < first
-        if due:
-            self._init_codebook(seen, generator)
+        self._init_codebook(seen, generator)
         self.codebook.initialized = True
-        return due
+        return True
 
     def _init_codebook(self, seen: int, generator: torch.Generator) -> None:
         """Initialize the codebook from features of the next images, if the quantizer needs any."""
@@ -339,8 +297,9 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR (for label maps the accuracy), the reconstruction loss and its terms, and the codes in use over the held-out
-        images, which the processes divide among themselves. With a decoder phase also the PSNR with some codes replaced.
+        """PSNR (for label maps the accuracy), the reconstruction loss and its terms, and the codes in use over the
+        held-out images, which the processes divide among themselves. With a decoder phase also the PSNR
+        with some codes replaced.
         """
         used, scores = CodeUse(self.tokenizer.size), []
         own = ProcessExamples(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
@@ -371,7 +330,8 @@ class TokenizerStage(Stage):
         return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "images": float(count)}
 
     def _validation_random_numbers(self, factor: int, *, batch: int) -> Iterator[Tensor]:
-        """The random numbers that decide which codes of each held-out batch are replaced, the same at every validation."""
+        """The random numbers that decide which codes of each held-out batch are replaced,
+        the same at every validation."""
         (height, width), seed = self.settings.images.size, self.settings.run.seed
         codes = (len(self.held_out), height // factor, width // factor)
         return validation_random_numbers(codes, seed=seed, process_slice=self.process_slice, batch=batch)
@@ -398,16 +358,13 @@ class TokenizerStage(Stage):
             "discriminator_optimizer": self.discriminator_optimizer,
             "average": self.exported.module,
             "lecam": self.lecam_ema._asdict(),
-            "used": {"counts": self.used.counts, "placed": self.codebook.initialized},
+            "used": {"counts": self.used.counts, "initialized": self.codebook.initialized},
         }
 
     def restored(self, state: Mapping[str, Any]) -> None:
         self.lecam_ema = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
-        used = state["used"]
-        self._state_has_initialized = not isinstance(used, Tensor)
-        if self._state_has_initialized:
-            self.codebook.initialized = self.codebook.initialized or used["placed"]
-        self.used.counts = (used["counts"] if self._state_has_initialized else used).cpu()
+        self.codebook.initialized = self.codebook.initialized or state["used"]["initialized"]
+        self.used.counts = state["used"]["counts"].cpu()
 
     def export(self, folder: Path, *, seen: int) -> None:
         about = {**self.about, "images_seen": seen, "fingerprint": self.exported.module.fingerprint()}

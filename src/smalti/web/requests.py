@@ -14,7 +14,7 @@ from pydantic import Field
 from smalti.conditions.base import Condition
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Natural, Positive, Share, as_mapping, parse, settings
+from smalti.core.settings import Fraction, Natural, Positive, as_mapping, parse, settings
 from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler
 from smalti.pipeline import Pipeline
 from smalti.scenes.scene_classes import COLORS, LABELS
@@ -42,7 +42,7 @@ class SamplingRequest:
     seed: Annotated[int, Field(ge=0, le=2**53)] = 0  # integers that a browser represents exactly
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Natural = 0
-    top_p: Share = 1.0
+    top_p: Fraction = 1.0
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
 
     @property
@@ -82,7 +82,7 @@ class JobRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, str] = field(default_factory=dict)
     extend: Extension = Extension()  # noqa: RUF009 - frozen
-    strength: Share = 0.6
+    strength: Fraction = 0.6
 
 
 @final

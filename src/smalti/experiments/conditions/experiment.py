@@ -34,6 +34,7 @@ from smalti.data.file_types import FILE_TYPES
 from smalti.data.loader import Crops
 from smalti.data.paired import AlignedCrops, paired_entries
 from smalti.data.sources import open_source
+from smalti.data.splits import split_crops
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.condition_encoding import ConditionSource
 from smalti.experiments import condition_fidelity, steps
@@ -53,9 +54,8 @@ from smalti.prior_folder import load_prior
 from smalti.scenes.painter import CLASSES, LABELS
 from smalti.training.config import CopiesSettings, PriorTraining, TokenizerTraining
 from smalti.training.runs import encode_images, train_prior, train_tokenizer
-from smalti.training.stage1 import crops
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Name = Literal[
     "label", "segmentation", "depth", "edges", "lowres", "layout", "keypoints", "coordinates", "label-segmentation"
 ]
@@ -140,7 +140,7 @@ class ConditionsSettings:
     size: tuple[Positive, Positive] = (64, 64)
     """(H,W) of all images, sides divisible by 16."""
     scenes: Positive
-    held_out: Share = 0.1
+    held_out: OpenFraction = 0.1
     """Fraction of the scenes that is held out and provides the conditions of the samples."""
     copies: Positive = 3
     """Crops of each training image that priors learn from."""
@@ -196,7 +196,7 @@ def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
 
 
 def _map_tokenizer(name: str, chosen: ConditionsSettings, request: ExperimentRequest, *, factor: int) -> Step:
-    """`factor`: pixels a code of the images' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
+    """`factor`: pixels a code of the images' tokenizer. Raises `SmaltiError` if there is none for smaller copies."""
     shape = [f"images.size={list(chosen.size)}"]
     if name == "lowres":
         if factor % SMALLER:
@@ -271,7 +271,7 @@ def _scene_network(chosen: ConditionsSettings) -> Step:
     """The step that trains the scene network and measures it on held-out scenes."""
 
     def work(context: StepContext) -> dict[str, Any]:
-        training, held_out = crops(
+        training, held_out = split_crops(
             open_source(context.before[SCENES].folder / "images"), _images("label", chosen), channels=3, seed=0
         )
         with counting(context.console, title="reading", unit="scenes") as progress:
@@ -319,7 +319,7 @@ def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
 
     def work(context: StepContext) -> dict[str, Any]:
         folder = context.before[scenes].folder
-        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, max_held_out=chosen.samples)
+        _, held_out = split_crops(open_source(folder / "images"), cut, channels=3, seed=0, max_held_out=chosen.samples)
         known = known_of(held_out, folder)
         tokenizer = load_tokenizer(context.before["tokenizer"].folder)
         pipeline = Pipeline(tokenizer, *load_prior(find_model(context.before[f"prior-{name}"].folder, kind="prior")))
@@ -368,10 +368,10 @@ def _read_scene_network(folder: Path) -> SceneNetwork:
 
 def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
     """The condition codes (B,P) of some held-out images, from the shards of all of them."""
-    _, every = crops(chosen.source, cut, channels=3, seed=0)
-    places = {image.key: index for index, image in enumerate(every.images)}
+    _, every = split_crops(chosen.source, cut, channels=3, seed=0)
+    row_of = {image.key: index for index, image in enumerate(every.images)}
     shards = open_codes(codes)
-    examples = [shards.validation[places[image.key], 0] for image in chosen.images]
+    examples = [shards.validation[row_of[image.key], 0] for image in chosen.images]
     labels, prefixes = (
         torch.stack(part) for part in zip(*((each.label, each.prefix) for each in examples), strict=True)
     )

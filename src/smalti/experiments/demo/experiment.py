@@ -22,6 +22,7 @@ from smalti.core.progress import counting, say
 from smalti.data.code_shards import entropy, open_codes
 from smalti.data.loader import Batch, Crops, batches, in_order, spread
 from smalti.data.sources import open_source
+from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.experiments.class_network import Classifier, accuracy, train_classifier
 from smalti.experiments.demo.findings import Results, findings
@@ -35,7 +36,6 @@ from smalti.reports.report import write_report
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.runs import encode_images, train_prior, train_tokenizer
-from smalti.training.stage1 import crops
 
 SAMPLES_A_CLASS = 10
 CLASSIFIER_STEPS = 200
@@ -104,7 +104,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
     """A finished demo folder -> figures and images."""
     pipeline = Pipeline.from_pretrained(out)
     source = open_source(out / "scenes" / "images")
-    training, held_out = crops(source, settings.images, channels=3, seed=settings.run.seed)
+    training, held_out = split_crops(source, settings.images, channels=3, seed=settings.run.seed)
     classifier = train_classifier(_some(training), classes=len(source.labels), seed=settings.run.seed)
     ratios, use = [], CodeUse(pipeline.tokenizer.size)
     for batch in in_order(held_out, batch=BATCH):

@@ -1,4 +1,4 @@
-"""The experiment `inpainting`: what does a prior that knows any order gain in a hole, and what does it cost?
+"""The experiment `inpainting`: what does an any-order prior gain in a hole, and what does it cost?
 
 One tokenizer, one set of codes, one network. A raster prior and an any-order prior are trained for equal time, half of
 the images with their labels, if they have some, and half without. Measured on held-out images, unconditionally: the
@@ -30,6 +30,7 @@ from smalti.data.code_shards import CodeBatch, open_codes
 from smalti.data.config import ImageSettings
 from smalti.data.loader import Batch, Crops, batches, in_order, spread
 from smalti.data.sources import Source, open_source
+from smalti.data.splits import split_crops
 from smalti.evaluation.image_sets import measure_sets
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, SetProtocol
 from smalti.evaluation.rejection_sampling import by_likelihood, rejection_sample
@@ -55,7 +56,6 @@ from smalti.prior_folder import load_prior
 from smalti.training.config import CopiesSettings, PriorTraining
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import encode_images, train_prior
-from smalti.training.stage1 import crops
 
 BATCH = 64
 """Images that are measured or generated at once."""
@@ -132,7 +132,7 @@ def _images(chosen: InpaintingSettings) -> ImageSettings:
 
 def _held_out(images: Images, chosen: InpaintingSettings, context: StepContext) -> Crops:
     """The held-out images, in the order of their codes."""
-    return crops(open_source(images.path(context)), _images(chosen), channels=3, seed=0)[1]
+    return split_crops(open_source(images.path(context)), _images(chosen), channels=3, seed=0)[1]
 
 
 def _codes(images: Images, chosen: InpaintingSettings) -> Step:
@@ -333,7 +333,7 @@ def _samples(images: Images, chosen: InpaintingSettings) -> Step:
 
     def work(context: StepContext) -> dict[str, Any]:
         source = open_source(images.path(context))
-        training, held_out = crops(source, _images(chosen), channels=3, seed=0)
+        training, held_out = split_crops(source, _images(chosen), channels=3, seed=0)
         classifier, right = None, None
         if chosen.classifier_steps and len(source.labels) > 1:
             some = islice(batches(training, batch=CLASSIFIED, seed=0, start=0), chosen.classifier_steps)

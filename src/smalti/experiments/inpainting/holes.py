@@ -23,7 +23,7 @@ def _rectangle(top: float, bottom: float, left: float, right: float) -> Callable
 
 
 def _middles(count: int) -> Tensor:
-    """The middles of `count` places side by side, as shares of the whole: (count,)."""
+    """The centers of `count` cells side by side, as fractions of the whole: (count,)."""
     return (torch.arange(count) + 0.5) / count
 
 
@@ -33,7 +33,7 @@ def _border(height: int, width: int) -> Tensor:
 
 
 def _scattered(height: int, width: int) -> Tensor:
-    """Half of the places, drawn by a seed."""
+    """Half of the positions, drawn by a seed."""
     return torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 0.5
 
 

@@ -129,7 +129,7 @@ def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequ
 
 
 def _loading(step: str) -> Any:
-    return lambda place: load_tokenizer(place.before[step].folder)
+    return lambda context: load_tokenizer(context.before[step].folder)
 
 
 def _trainings(

@@ -80,7 +80,7 @@ def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
 
 
 def _refuse_orders(orders: Sequence[Order]) -> None:
-    """Raise `SmaltiError` where an order is named twice, or raster is not."""
+    """Raise `SmaltiError` if an order is named twice, or raster is not."""
     twice = next((order for order in orders if orders.count(order) > 1), None)
     if twice is not None:
         raise SmaltiError(f"orders = {', '.join(orders)} has {twice} twice; name each once")
@@ -135,7 +135,7 @@ def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
 
 
 def in_turn(values: torch.Tensor, order: Order) -> torch.Tensor:
-    """A number for each place (h,w) -> the same as the places follow one another, (n,)."""
+    """A number for each position (h,w) -> the same as the positions follow one another, (n,)."""
     h, w = values.shape
     return values.flatten()[ORDERS[order](h, w)]
 

@@ -137,7 +137,7 @@ def _seed(stem: str) -> str:
 
 
 def shown(order: Order, grid: tuple[int, int], *, size: tuple[int, int]) -> Pixels:
-    """An order on a grid (h,w) -> an image (H,W) of `size`, in which a place is the darker the later its turn comes."""
+    """An order on a grid (h,w) -> an image (H,W) of `size`, in which a position is darker the later it comes."""
     h, w = grid
     turns = ORDERS[order](h, w).argsort().view(h, w).numpy()
     gray = np.linspace(FIRST, LAST, h * w)[turns].round().astype(np.uint8)
@@ -150,7 +150,7 @@ def _turns(outcome: Mapping[str, Any]) -> LinePlot:
         [Line(CALLED[order], by_part(values)) for order, values in outcome["by_turn"].items()],
         x_label="turn",
         y_label="nats",
-        references=[Reference(outcome["code_entropy_nats"], "entropy of single codes")],
+        references=[Reference(outcome["code_entropy_nats"], "unigram entropy")],
     )
 
 

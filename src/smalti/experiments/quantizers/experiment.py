@@ -76,7 +76,7 @@ def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
 
 
 def _loading(step: str) -> Callable[[StepContext], Any]:
-    return lambda place: load_tokenizer(place.before[step].folder)
+    return lambda context: load_tokenizer(context.before[step].folder)
 
 
 QUANTIZERS_COMPARED = Experiment(

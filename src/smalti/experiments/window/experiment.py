@@ -31,6 +31,7 @@ from smalti.data.config import ImageSettings
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
+from smalti.data.splits import split_crops
 from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
 from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
 from smalti.experiments import condition_fidelity, prior_steps, steps
@@ -55,7 +56,6 @@ from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.prior_networks import Codes
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_prior
-from smalti.training.stage1 import crops
 
 Side = tuple[Positive, Positive]
 
@@ -367,7 +367,7 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
     square = ImageSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
 
     def work(context: StepContext) -> dict[str, Any]:
-        training, _ = crops(open_source(context.before[SCENES].folder / "images"), square, channels=3, seed=0)
+        training, _ = split_crops(open_source(context.before[SCENES].folder / "images"), square, channels=3, seed=0)
         with counting(context.console, title="reading", unit="scenes") as progress:
             known = known_of(training, context.before[SCENES].folder, progress=progress)
         with counting(context.console, title="training the scene network", unit="steps") as progress:

@@ -1,7 +1,7 @@
 """Code tables: the codes of a codebook <-> the codes that a quantizer shows to the world.
 
 Where a codebook is used in part, a table of the codes in use gives the prior a dense vocabulary.
-Letters: K size of the codebook, U codes in the table.
+Notation: K size of the codebook, U codes in the table.
 Source: the table of used codes in the code of arXiv 2012.09841.
 """
 
@@ -22,9 +22,11 @@ class RemapSettings:
     """Which codes of the codebook are shown outside, and what becomes of the others."""
 
     used: Natural = 0
-    """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table, all codes are shown."""
+    """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table,
+    all codes are shown."""
     unknown: Literal["random", "extra"] | int = "random"
-    """The outside code of a feature whose code is not in the table: any one at random, one more code U, or this code."""
+    """The outside code of a feature whose code is not in the table: any one at random, one more code U,
+    or this code."""
 
     @field_validator("unknown", mode="before")
     @classmethod
@@ -46,7 +48,8 @@ def check_table_fits(remap: RemapSettings, size: int) -> None:
 
 
 class CodeTable(nn.Module, ABC):
-    """Codes of the codebook, int64 in [0,K) <-> codes outside, int64 in [0,size). Tensors of any shape; none is changed."""
+    """Codes of the codebook, int64 in [0,K) <-> codes outside, int64 in [0,size). Tensors of any shape; none is
+    changed."""
 
     size: int
     """How many codes there are outside."""
@@ -91,10 +94,10 @@ class AllCodes(CodeTable):
 
 @final
 class UsedCodes(CodeTable):
-    """A code outside is a place in the table `used` (U,), which holds codes of the codebook.
+    """A code outside is an index into the table `used` (U,), which holds codes of the codebook.
 
-    Until weights are loaded the table holds the first U codes. With `unknown` "random" the code of a feature may differ each
-    time it is asked for: it is drawn from torch's default generator.
+    Until weights are loaded the table holds the first U codes. With `unknown` "random" the code of a feature may differ
+    each time it is asked for: it is drawn from torch's default generator.
     """
 
     used: Tensor
@@ -112,11 +115,11 @@ class UsedCodes(CodeTable):
 
     def outside(self, codes: Tensor) -> Tensor:
         last, device = self.settings.used, codes.device
-        # (K,): the place of each code, the first should it stand there twice; U where it has none.
-        places = torch.full((self.codebook_size,), last, device=device)
-        places = places.scatter_reduce(0, self.used, torch.arange(last, device=device), "amin")
-        place = places[codes]
-        return torch.where(place < last, place, self._unknown(place))
+        # (K,): the index in the table of each code, the first if it is there twice; U where it has none.
+        first_uses = torch.full((self.codebook_size,), last, device=device)
+        first_uses = first_uses.scatter_reduce(0, self.used, torch.arange(last, device=device), "amin")
+        index = first_uses[codes]
+        return torch.where(index < last, index, self._unknown(index))
 
     def inside(self, codes: Tensor) -> Tensor:
         # The original reads its extra code, which stands for many, as the first of the table.
@@ -125,11 +128,11 @@ class UsedCodes(CodeTable):
     def select_used(self, values: Tensor, *, dim: int) -> Tensor:
         return values.index_select(dim, self.used)
 
-    def _unknown(self, place: Tensor) -> Tensor:
-        """What stands outside for codes that are not in the table, for each of `place`."""
+    def _unknown(self, index: Tensor) -> Tensor:
+        """What stands outside for codes that are not in the table, for each of `index`."""
         if self.settings.unknown == "random":
-            return torch.randint_like(place, self.size)
-        return torch.full_like(place, self.settings.used if self.settings.unknown == "extra" else self.settings.unknown)
+            return torch.randint_like(index, self.size)
+        return torch.full_like(index, self.settings.used if self.settings.unknown == "extra" else self.settings.unknown)
 
 
 def code_table(settings: RemapSettings, *, codebook_size: int) -> CodeTable:

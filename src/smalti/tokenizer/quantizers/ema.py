@@ -1,8 +1,8 @@
 """Codes that are running means: each moves to the mean of the features that take it, without a gradient.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
-Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (VQ-VAE-2, arXiv 1906.00446),
-section 2.1.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
+Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (VQ-VAE-2, arXiv
+1906.00446), section 2.1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
@@ -40,12 +40,13 @@ class EMASettings:
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the distance of features from their codes, the only term: the codes need none."""
     gradient: GradientName = "straight-through"
-    """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
+    """How the decoder's gradient reaches the features: "straight-through" as it is;
+    "rotation" turned back from code to feature."""
     kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from normal noise."""
-    decay: Chance = 0.99
+    decay: ProperFraction = 0.99
     """gamma: how much of a code's running count and sum remains after a step."""
-    dead_code_threshold: Chance = 0.1
+    dead_code_threshold: ProperFraction = 0.1
     """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
 
     @property
@@ -61,10 +62,12 @@ def smoothed(use: Tensor) -> Tensor:
 
 @final
 class EMA(Quantizer):
-    """The nearest code, of a codebook that `update_codebook` moves (appendix A.1 there, with N and m in units of the mean count).
+    """The nearest code, of a codebook that `update_codebook` moves (appendix A.1 there, with N and m in units of the
+    mean count).
 
-    The running sums m are not kept: they are `codebook` times the smoothed counts, and so always match the codes, also after
-    k-means and restarts. Where codes are normalized `codebook` holds the means as they are, and `vectors` their directions.
+    The running sums m are not kept: they are `codebook` times the smoothed counts, and so always match the codes, also
+    after k-means and restarts. Where codes are normalized `codebook` holds the means as they are,
+    and `vectors` their directions.
     """
 
     codebook: Tensor

@@ -1,7 +1,8 @@
 """Codes without a codebook: each number of a feature is bounded and rounded to one of a few levels.
 
-Letters: B batch, D numbers of a feature, h w code grid, L levels of a number, K = product of all L.
-Source: Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple" (arXiv 2309.15505), section 3 and appendix A.1.
+Notation: B batch, D numbers of a feature, h w code grid, L levels of a number, K = product of all L.
+Source: Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple" (arXiv 2309.15505), section 3
+and appendix A.1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
 from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 MARGIN = 1e-3
-"""How much the bound stays below the outermost levels, as a fraction, so that nothing rounds beyond them (epsilon in A.1)."""
+"""How much the bound stays below the outermost levels, as a fraction, so
+that nothing rounds beyond them (epsilon in A.1)."""
 
 LARGEST = 2**30
 """Codes there may be at most."""
@@ -60,10 +62,11 @@ class FSQSettings:
 
 @final
 class FSQ(Quantizer):
-    """A code is the row of levels that the bounded features round to, read as the digits of a number, the lowest first."""
+    """A code is the row of levels that the bounded features round to, read as the digits of a number,
+    the lowest first."""
 
     levels: Tensor
-    places: Tensor
+    place_values: Tensor
 
     def __init__(self, settings: FSQSettings) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class FSQ(Quantizer):
         levels = torch.tensor(settings.levels)
         # Float, so that latents have the model's dtype; integers, so that none is rounded. Settings, not weights.
         self.register_buffer("levels", levels.float().view(-1, 1, 1), persistent=False)
-        self.register_buffer("places", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
+        self.register_buffer("place_values", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
 
     @property
     def identity(self) -> str:
@@ -82,7 +85,7 @@ class FSQ(Quantizer):
         with torch.autocast(features.device.type, enabled=False):
             bounded, half = self._bounded(features), self._half()  # (B,D,h,w), (D,1,1)
             rounded = bounded.detach().round()  # (B,D,h,w), whole numbers from -half on
-            codes = ((rounded + half).long() * self.places).sum(1)  # (B,h,w)
+            codes = ((rounded + half).long() * self.place_values).sum(1)  # (B,h,w)
             return Quantized(straight_through(bounded, rounded) / half, codes, bounded.new_zeros(()))
 
     def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
@@ -98,7 +101,7 @@ class FSQ(Quantizer):
         return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
-        digits = codes.unsqueeze(1) // self.places % self.levels.long()  # (B,D,h,w)
+        digits = codes.unsqueeze(1) // self.place_values % self.levels.long()  # (B,D,h,w)
         return (digits - self._half()) / self._half()
 
     @property
@@ -109,7 +112,7 @@ class FSQ(Quantizer):
         """Does nothing: the levels are constant."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to do: a code is only a name for a place that the encoder can always reach. Returns 0."""
+        """Nothing to do: a code is only a name for a point that the encoder can always reach. Returns 0."""
         return 0
 
     def _half(self) -> Tensor:
@@ -119,8 +122,9 @@ class FSQ(Quantizer):
     def _bounded(self, features: Tensor) -> Tensor:
         """(B,D,h,w) -> (B,D,h,w) in float32 at least, between the outermost levels (`bound` in A.1).
 
-        An even number of levels has one more below zero than above: the bound is moved down by half a level, and the features
-        by as much as brings zero back to zero (nearly: the tangent is the paper's, where the inverse of tanh were exact).
+        An even number of levels has one more below zero than above: the bound is moved down by half a level, and the
+        features by as much as brings zero back to zero (nearly: the tangent is the paper's, where the inverse of tanh
+        were exact).
         """
         values = features.to(precision(features))
         levels = self.levels.to(values.dtype)
