@@ -15,7 +15,13 @@ from smalti.web.limits import Limits
 from smalti.web.studio import Studio
 from smalti.web.tasks import SampleTask
 
-CHOSEN = (("autumn-dusk", 20, 256), ("summer-day", 17, 64), ("autumn-dusk", 16, 64), ("spring-day", 19, 64), ("winter-dusk", 11, 64))
+CHOSEN = (
+    ("autumn-dusk", 20, 256),
+    ("summer-day", 17, 64),
+    ("autumn-dusk", 16, 64),
+    ("spring-day", 19, 64),
+    ("winter-dusk", 11, 64),
+)
 """Label, seed and width; the height is that of the training."""
 
 

@@ -30,7 +30,9 @@ from smalti.web.uploads import Upload
 CLASSES = ("dawn", "dusk", "night")
 SEASONAL = tuple(f"{season}-{time}" for season in ("autumn", "spring", "summer", "winter") for time in ("day", "night"))
 PLACES = ("sky", "ground", "water")
-LIMITS = Limits(side=64, codes=300, count=4, upload=1, pixels=1, waiting=6, waiting_per_session=3, waiting_per_address=4)
+LIMITS = Limits(
+    side=64, codes=300, count=4, upload=1, pixels=1, waiting=6, waiting_per_session=3, waiting_per_address=4
+)
 
 
 def tokenizer(channels: int = 3) -> VQGAN:

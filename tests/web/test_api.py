@@ -81,7 +81,9 @@ def test_a_job_is_followed_and_its_images_are_the_pipelines(client: Any, work: S
 
 def test_a_map_and_an_edit_are_sent_as_files(client: Any, work: Studio) -> None:
     labels = np.random.RandomState(0).randint(0, 3, (12, 16))
-    state = finished(client, post(client, {"settings": {"seed": 1}}, segmentation=file_bytes(colored(labels))).json()["job"])
+    state = finished(
+        client, post(client, {"settings": {"seed": 1}}, segmentation=file_bytes(colored(labels))).json()["job"]
+    )
     made = shown(client, state["images"][0]["url"])
     import torch
 
@@ -142,7 +144,12 @@ def test_examples_appear_by_themselves() -> None:
             import time
 
             time.sleep(0.05)
-        assert [one["settings"]["label"].partition("-")[0] for one in examples] == ["autumn", "spring", "summer", "winter"]
+        assert [one["settings"]["label"].partition("-")[0] for one in examples] == [
+            "autumn",
+            "spring",
+            "summer",
+            "winter",
+        ]
         assert shown(client, examples[3]["url"]).shape == (12, 16, 3)
         assert client.get("/api/examples/9.png").status_code == 404
 
@@ -179,7 +186,7 @@ def test_wrong_jobs_are_sentences(client: Any, job: Any, sentence: str) -> None:
 
 def check_sentence(answer: Any, status: int, sentence: str) -> None:
     assert answer.status_code == status, answer.text
-    (key, message), = answer.json().items()
+    ((key, message),) = answer.json().items()
     assert key == "error"
     assert sentence in message
     assert "\n" not in message
@@ -266,6 +273,9 @@ def test_a_defect_is_a_sentence_without_a_traceback(work: Studio, monkeypatch: p
 
 def test_clients_get_their_own_images(client: Any, work: Studio) -> None:
     for number, name in enumerate(CLASSES):
-        state = finished(client, client.post("/api/jobs", json={"settings": {"seed": number}, "conditions": {"label": name}}).json()["job"])
+        state = finished(
+            client,
+            client.post("/api/jobs", json={"settings": {"seed": number}, "conditions": {"label": name}}).json()["job"],
+        )
         expected = work.pipeline.sample(1, seed=number, label=name)[0]
         assert np.array_equal(shown(client, state["images"][0]["url"]), to_array(expected))

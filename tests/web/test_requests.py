@@ -74,7 +74,13 @@ def test_names_of_a_full_grid_are_two_choices() -> None:
     assert two_axes(SCENE_CLASSES) == [["spring", "summer", "autumn", "winter"], ["day", "dusk", "night"]]
     assert two_axes(SEASONAL)[1] == ["day", "night"]
     assert two_axes(("a-x", "a-y", "b-y", "b-x")) == [["a", "b"], ["x", "y"]]
-    for names in (CLASSES, SEASONAL[1:], ("a-x", "a-y"), ("a-x-1", "a-y-1", "b-x-1", "b-y-1"), ("-x", "-y", "b-x", "b-y")):
+    for names in (
+        CLASSES,
+        SEASONAL[1:],
+        ("a-x", "a-y"),
+        ("a-x-1", "a-y-1", "b-x-1", "b-y-1"),
+        ("-x", "-y", "b-x", "b-y"),
+    ):
         assert two_axes(names) == []
 
 
@@ -89,7 +95,10 @@ def test_a_map_fills_the_window_and_a_label_does_not_need_one() -> None:
         ({"width": -8}, "width = -8: input should be greater than or equal to 1"),
         ({"height": 10}, r"10 x 16 .* is not made of tiles of 4 pixels; try 8x16"),
         ({"width": 4000}, "the limit of a side is 64 pixels"),
-        ({"width": 64, "height": 64, "count": 2}, "2 of 64 x 64 pixels are 512 codes, and the limit is 300 per request"),
+        (
+            {"width": 64, "height": 64, "count": 2},
+            "2 of 64 x 64 pixels are 512 codes, and the limit is 300 per request",
+        ),
         ({"count": 5}, "5 images requested, and the limit is 4 per request"),
         ({"count": 0}, "count = 0"),
         ({"seed": -1}, "seed = -1"),

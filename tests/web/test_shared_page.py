@@ -161,7 +161,10 @@ def photo(height: int, width: int) -> bytes:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc of Linux")
 def test_hostile_images_take_little_memory_and_it_is_returned(model: Path, tmp_path: Path) -> None:
     """A PNG file of 282 bytes, 16000 x 4 pixels, once took 8.6 GB: it was enlarged before its shape was checked."""
-    with server_process(model, temporary=tmp_path) as server, httpx.Client(base_url=server.address, timeout=60) as client:
+    with (
+        server_process(model, temporary=tmp_path) as server,
+        httpx.Client(base_url=server.address, timeout=60) as client,
+    ):
         state = finished_at(client, {"settings": {"seed": 1}})
         assert state["phase"] == "done"
         before = server.memory()
@@ -224,7 +227,10 @@ class Visitor(threading.Thread):
         transport = httpx.HTTPTransport(local_address=address, retries=2)
         with httpx.Client(base_url=self.server.address, transport=transport, timeout=60) as client:
             while time.monotonic() < self.end:
-                job = {"settings": {"seed": chance.randrange(1000), "count": 2, "width": 32}, "conditions": {"label": "dusk"}}
+                job = {
+                    "settings": {"seed": chance.randrange(1000), "count": 2, "width": 32},
+                    "conditions": {"label": "dusk"},
+                }
                 answer = client.post("api/jobs", json=job)
                 if answer.status_code in (429, 503):
                     self.busy += 1

@@ -125,9 +125,7 @@ def test_an_exact_edit_is_the_pipelines_completion() -> None:
     mask[4:8, 4:12] = 255
     fields = {"task": "edit", "settings": {"seed": 3}, "conditions": {"label": "dusk"}}
     outcome, _ = run(task(work, fields, image=upload(given), mask=upload(mask)))
-    expected = work.pipeline.complete(
-        to_tensor(given)[None], torch.from_numpy(mask == 0), seed=3, label="dusk"
-    )
+    expected = work.pipeline.complete(to_tensor(given)[None], torch.from_numpy(mask == 0), seed=3, label="dusk")
     assert np.array_equal(images(outcome)[0], to_array(expected[0]))
     work.close()
 
@@ -187,7 +185,11 @@ def test_variations_keep_a_part_of_the_codes(order: str) -> None:
 
 
 def test_a_cancelled_task_stops() -> None:
-    for order, fields in (("raster", {}), ("raster", {"task": "edit", "extend": {"right": 16}}), ("any", {"task": "vary"})):
+    for order, fields in (
+        ("raster", {}),
+        ("raster", {"task": "edit", "extend": {"right": 16}}),
+        ("any", {"task": "vary"}),
+    ):
         work = studio(order=order)
         made = task(work, fields, image=upload(pixels(12, 16)))
         with pytest.raises(Cancelled):

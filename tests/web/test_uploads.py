@@ -87,7 +87,11 @@ def test_thin_images_are_refused_before_they_are_enlarged(full: tuple[int, int])
     ("name", "data", "sentence"),
     [
         ("bomb.png", png_of_size(20_000, 20_000), r"bomb\.png has more than 89,478,485 pixels"),
-        ("large.png", file_bytes(np.zeros((1001, 1001), np.uint8)), r"large\.png has 1001 x 1001 pixels .* is 1 million"),
+        (
+            "large.png",
+            file_bytes(np.zeros((1001, 1001), np.uint8)),
+            r"large\.png has 1001 x 1001 pixels .* is 1 million",
+        ),
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"drawing\.svg is not an image of any kind"),
         ("empty.png", b"", r"empty\.png is empty"),
         ("cut.png", file_bytes(pixels(40, 40))[:-60], r"cut\.png cannot be read"),
@@ -145,7 +149,9 @@ def test_what_is_painted_arrives(height: int, width: int, seed: int) -> None:
 
 def test_maps_are_numbers_or_colors_or_close_to_them() -> None:
     labels = np.random.RandomState(0).randint(0, 3, SIZE)
-    near = np.clip(colored(labels)[:, :, :3].astype(int) + np.random.RandomState(1).randint(-12, 13, (*SIZE, 3)), 0, 255)
+    near = np.clip(
+        colored(labels)[:, :, :3].astype(int) + np.random.RandomState(1).randint(-12, 13, (*SIZE, 3)), 0, 255
+    )
     for file in (
         upload(labels.astype(np.uint8)),
         upload(labels.astype(np.uint16)),
@@ -158,8 +164,14 @@ def test_maps_are_numbers_or_colors_or_close_to_them() -> None:
 @pytest.mark.parametrize(
     ("array", "sentence"),
     [
-        (np.full(SIZE, 3, np.uint8), r"map\.png is no label map .* row 0, column 0 holds the number 3, and labels are 0 to 2"),
-        (np.arange(192, dtype=np.uint16).reshape(SIZE) * 300, "row 0, column 1 holds the number 300, .* a photo is no map"),
+        (
+            np.full(SIZE, 3, np.uint8),
+            r"map\.png is no label map .* row 0, column 0 holds the number 3, and labels are 0 to 2",
+        ),
+        (
+            np.arange(192, dtype=np.uint16).reshape(SIZE) * 300,
+            "row 0, column 1 holds the number 300, .* a photo is no map",
+        ),
         (pixels(*SIZE), "its color #[0-9a-f]{6} is not that of a label"),
     ],
 )

@@ -1,6 +1,6 @@
-"""The routes of the page's server: the model, jobs and their progress, uploads, and examples. docs/studio.md lists them.
+"""The routes of the page's server: the model, jobs and their progress, uploads, and examples.
 
-Every error is JSON, {"error": a sentence}, without a path of this machine.
+docs/studio.md lists them. Every error is JSON, {"error": a sentence}, without a path of this machine.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ class Api:
         self.sessions.add(session, job)
         response = JSONResponse(self._described(job), status_code=202)
         if new:
-            response.set_cookie(COOKIE, session.key, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+            response.set_cookie(
+                COOKIE, session.key, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+            )
         return response
 
     async def job(self, key: str, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Images that the page shows before anything was requested: those in the model's folder, or else made while nobody waits."""
+"""Images that the page shows first: those in the model's folder, or else made while nobody waits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Examples:
 
     def __init__(self, studio: Studio, known: list[Example]) -> None:
         self.images = known
-        # Where all are there one image is made nevertheless: it measures the pace, and the first job is not the slow one.
+        # One image is made in any case: it measures the pace, and compiles what the first job would wait for.
         self._tasks: list[Task] = [SampleTask(example_plan(studio, 0))] if known else []
         self._tasks += [] if known else [ExampleTask(example_plan(studio, seed), known) for seed in range(4)]
 
@@ -74,7 +74,7 @@ class ExampleTask(Task):
 
 
 def example_plan(studio: Studio, seed: int, *, label: str = "", width: int = 0) -> Plan:
-    """A seed, a label ("" for one that depends on the seed) and a width (0 for the trained one) -> an example's plan."""
+    """A seed, a label ("" for one that depends on the seed) and a width (0 for the trained one) -> a plan."""
     pipeline = studio.pipeline
     choice = next((part for part in studio.parts if part.kind == "choice"), None)
     texts: dict[str, str] = {}

@@ -129,7 +129,7 @@ class JobQueue:
     """The jobs that wait, and the thread that runs them, one at a time."""
 
     def __init__(self, limits: Limits, *, idle: Callable[[], Task | None] = lambda: None) -> None:
-        """`idle` gives a task for when nobody waits, or None. It is interrupted when somebody does, and asked for again."""
+        """`idle` gives a task for when nobody waits, or None. It is interrupted when somebody does, and repeated."""
         self._limits, self._idle = limits, idle
         self._changed = threading.Condition()
         self._waiting: list[Job] = []

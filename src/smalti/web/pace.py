@@ -30,7 +30,7 @@ class Pace:
     def region(self, grid: tuple[int, int]) -> Region:
         """The region of a grid (h,w)."""
         beyond = (grid[0] > self._window[0]) + (grid[1] > self._window[1])
-        return ("window", "strip", "field")[beyond]  # type: ignore[return-value]
+        return ("window", "strip", "field")[beyond]
 
     def record(self, seconds: float, grid: tuple[int, int], *, codes: int, count: int, guided: bool) -> None:
         """A finished generation of `count` images, with `codes` new ones in each, took `seconds`."""

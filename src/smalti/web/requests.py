@@ -81,7 +81,7 @@ class JobRequest:
     task: Task = "sample"
     settings: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, str] = field(default_factory=dict)
-    extend: Extension = Extension()  # noqa: RUF009 - frozen
+    extend: Extension = Extension()
     strength: Fraction = 0.6
 
 

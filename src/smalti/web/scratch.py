@@ -1,4 +1,4 @@
-"""A private folder for files that a reader wants to have a path. It is empty but for a moment, and never stays behind."""
+"""A private folder for files that a reader wants by path. It is removed at the end, or at the next start."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import secrets
 import socket
 import threading
@@ -49,8 +50,8 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @final
 class Guard:
-    """ASGI middleware: security headers on each response, a password where there is one, no requests from pages of other
-    servers, and no body larger than the limit."""
+    """ASGI middleware: security headers on each response, a password where there is one, no requests from pages of
+    other servers, and no body larger than the limit."""
 
     def __init__(self, app: Application, *, password: str | None, most: int) -> None:
         """`most`: bytes of a body."""
@@ -94,9 +95,9 @@ class Guard:
             if kind.lower() != b"basic" or not secrets.compare_digest(login.strip(), self._login):
                 return 401, "this page needs a password", [(b"www-authenticate", b'Basic realm="smalti"')]
         origin = headers.get(b"origin", b"")
-        if scope["method"] not in ("GET", "HEAD") and origin:
-            if origin.partition(b"://")[2] != headers.get(b"host", b""):
-                return 403, "pages of other servers may not use this one", []
+        is_foreign = origin and origin.partition(b"://")[2] != headers.get(b"host", b"")
+        if is_foreign and scope["method"] not in ("GET", "HEAD"):
+            return 403, "pages of other servers may not use this one", []
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most:
             return 413, str(self._excess()), [(b"connection", b"close")]
@@ -107,8 +108,6 @@ class Guard:
 
 
 async def _respond(send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]]) -> None:
-    import json
-
     body = json.dumps({"error": message}).encode()
     kind = (b"content-type", b"application/json")
     await send({"type": "http.response.start", "status": status, "headers": [kind, *headers]})
@@ -124,7 +123,12 @@ class Server:
 
         self.studio, self._close = studio, close
         config = uvicorn.Config(
-            app, log_level="warning", lifespan="off", limit_concurrency=512, timeout_graceful_shutdown=2, server_header=False
+            app,
+            log_level="warning",
+            lifespan="off",
+            limit_concurrency=512,
+            timeout_graceful_shutdown=2,
+            server_header=False,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="smalti-web", daemon=True)

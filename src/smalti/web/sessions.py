@@ -98,7 +98,8 @@ class Sessions:
         forgotten, first the oldest of the session that holds most."""
         with self._lock:
             session.jobs[job.key] = job
-            for key in [key for key, one in session.jobs.items() if one.is_over][: max(len(session.jobs) - MOST_JOBS, 0)]:
+            over = [key for key, one in session.jobs.items() if one.is_over]
+            for key in over[: max(len(session.jobs) - MOST_JOBS, 0)]:
                 del session.jobs[key]
             while sum(one.size for one in self._known.values()) > self._limits.results * 2**20:
                 largest = max(self._known.values(), key=lambda one: one.size)

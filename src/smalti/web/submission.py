@@ -78,8 +78,9 @@ def _plan(studio: Studio, job: JobRequest, request: SamplingRequest, maps: Files
 
 
 def dropped_image(studio: Studio, submission: Submission) -> dict[str, Any]:
-    """An image file -> its pixels at its own size, cropped to whole tiles, as the base64 text of a PNG file; its size; and
-    its settings if smalti made it, None otherwise.
+    """An image file -> its pixels, its size, and its settings if smalti made it (None otherwise).
+
+    The pixels are at their own size, cropped to whole tiles, as the base64 text of a PNG file.
 
     Raises `SmaltiError` for what is not an image, and for images smaller than the model generates.
     """
@@ -138,7 +139,9 @@ def known_settings(studio: Studio, found: Mapping[str, Any] | None) -> dict[str,
 
 
 def loaded_map(studio: Studio, key: str, submission: Submission) -> bytes:
-    """A file `map` and the size in the query -> the map as a PNG file in the colors of the page. Raises `SmaltiError`."""
+    """A file `map`, and the size in the query -> the map as a PNG file in the colors of the page.
+
+    Raises `SmaltiError`."""
     part, file = studio.part(key), submission.files.get("map")
     if file is None:
         raise SmaltiError("there is no map; send one as the file `map`")

@@ -257,8 +257,11 @@ class ReconstructTask(Task):
             "psnr": round(float(psnr(decoded, given)), 3),
             "codes": codes[0].tolist(),
             "grid": [rows, columns],
-            "distinct": len(codes.unique()),
-            "bytes": [height * width * 3, math.ceil(rows * columns * math.ceil(math.log2(pipeline.tokenizer.size)) / 8)],
+            "distinct": len(set(codes.flatten().tolist())),
+            "bytes": [
+                height * width * 3,
+                math.ceil(rows * columns * math.ceil(math.log2(pipeline.tokenizer.size)) / 8),
+            ],
         }
         stem = _slug(self.name.rpartition(".")[0] or self.name)
         images = tuple(

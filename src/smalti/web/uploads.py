@@ -168,7 +168,7 @@ def _colored(name: str, pixels: Array, names: Sequence[str], colors: Sequence[Co
             name,
             f"is no label map of this model: its color #{red:02x}{green:02x}{blue:02x} is not that of a label "
             f"({', '.join(names[:3])}, ...); use the colors of the page, or numbers, "
-                "in a PNG file",
+            "in a PNG file",
         )
     return fitted
 
@@ -212,7 +212,7 @@ def _adopt(
         return
     here = (slice(max(-down, 0), min(height - down, height)), slice(max(-right, 0), min(width - right, width)))
     there = (slice(max(down, 0), min(height + down, height)), slice(max(right, 0), min(width + right, width)))
-    mine, other = nearest[(slice(None), *here)], nearest[(slice(None), *there)].copy()
+    mine, other = nearest[:, here[0], here[1]], nearest[:, there[0], there[1]].copy()
     y, x = rows[here], columns[here]
     nearer = (other[0] - y) ** 2 + (other[1] - x) ** 2 < (mine[0] - y) ** 2 + (mine[1] - x) ** 2
     mine[:, nearer] = other[:, nearer]
