@@ -88,8 +88,7 @@ class Pipeline:
         if expected != fingerprint:
             raise SmaltiError(
                 f"the prior in {root} was trained on codes of the tokenizer {expected}, but {root / 'tokenizer'} is "
-                f"{fingerprint}; "
-                "train the prior again, or bring back its tokenizer"
+                f"{fingerprint}; train the prior again, or bring back its tokenizer"
             )
         return cls(tokenizer, prior, condition)
 
@@ -400,8 +399,7 @@ class Pipeline:
         return window_nll(self.prior, prefix_at, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
-        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0,
-        2^63), and for fewer than one."""
+        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` unless all are in [0, 2^63) and count > 0."""
         return seed_range(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = no_progress) -> Tensor:

@@ -250,9 +250,8 @@ def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str
     autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     if not isinstance(quantizer, VQSettings | GumbelSettings):
         raise SmaltiError(
-            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot "
-            "be written as one of "
-            "its own, which are 'vq' and 'gumbel'"
+            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot be "
+            "written as one of its own, which are 'vq' and 'gumbel'"
         )
     if isinstance(quantizer, VQSettings) and quantizer.l2_normalize:
         raise SmaltiError(

@@ -323,8 +323,7 @@ def complete(
     if not (codes < 0).any():
         raise SmaltiError(
             "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in the "
-            "mask, "
-            "or give a --canvas larger than the image"
+            "mask, or give a --canvas larger than the image"
         )
     selection = _selection(pipeline, None, label=label, best_of=best_of)
     seeds = pipeline.seeds(seed, count)

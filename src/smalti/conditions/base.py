@@ -162,8 +162,7 @@ def check_count(values: Sequence[Any], known: Tensor) -> None:
     if known.dim() != 3 or len(values) != len(known):
         raise SmaltiError(
             f"{len(values)} values of the condition and codes of shape {tuple(known.shape)} were given; the shape is "
-            "(B, h, w), "
-            "with one value per image, None for unconditional"
+            "(B, h, w), with one value per image, None for unconditional"
         )
 
 

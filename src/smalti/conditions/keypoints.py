@@ -296,7 +296,6 @@ def _parse_point(value: Any, name: str, number: int) -> Point | None:
     if not is_pair or not all(is_number(coordinate) and abs(coordinate) <= _MAX_COORDINATE for coordinate in value):
         raise SmaltiError(
             f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as fractions of the image, from 0 "
-            "to 1, "
-            "not in pixels, or null where it is not visible"
+            "to 1, not in pixels, or null where it is not visible"
         )
     return float(value[0]), float(value[1])

@@ -60,8 +60,7 @@ class Annotation:
         if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
                 f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to "
-                "1, "
-                "not in pixels"
+                "1, not in pixels"
             )
         if self.box[2] < 0 or self.box[3] < 0:
             raise SmaltiError(
@@ -191,8 +190,7 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
     if code >= settings.none:
         raise SmaltiError(
             f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, "
-            "and "
-            f"codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
+            f"and codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
         )
     return code
 

@@ -118,8 +118,7 @@ class SpatialCondition(Condition):
             if scale > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
                 raise SmaltiError(
                     f"the {self.key} is {height}x{width} pixels (height x width), and the smallest image of its shape "
-                    "has "
-                    f"{grid[0]}x{grid[1]} codes; crop it, or ask for a size"
+                    f"has {grid[0]}x{grid[1]} codes; crop it, or ask for a size"
                 )
         check_grid(grid, window=self.settings.grid, key=self.key)
         rows, columns = grid[0] * factor, grid[1] * factor
@@ -183,8 +182,8 @@ class SpatialCondition(Condition):
         if size[0] * expected[1] != size[1] * expected[0] or not image.numel():
             raise SmaltiError(
                 f"the {self.key} is {size[0]} x {size[1]} pixels (height x width), and an image of {grid[0]} x "
-                f"{grid[1]} "
-                f"codes takes one of the shape of {expected[0]} x {expected[1]}; crop it, or ask for another size"
+                f"{grid[1]} codes takes one of the shape of {expected[0]} x {expected[1]}; crop it, or ask for another "
+                "size"
             )
         return image if size == expected else self.fit(image, grid=grid)[0]
 

@@ -109,8 +109,8 @@ class Color(Levels):
         if channels not in (1, 3, 4):
             raise SmaltiError(
                 f"a tokenizer of {channels} channels is given no images, which have 1 (grayscale), 3 (color) or 4 "
-                "(color "
-                "and opacity); set model.autoencoder.channels to one of them, or images.file_type=labels for label maps"
+                "(color and opacity); set model.autoencoder.channels to one of them, or images.file_type=labels for "
+                "label maps"
             )
 
     def width(self, channels: int) -> int:
@@ -146,14 +146,12 @@ class Labels(FileType):
         if channels < 2:
             raise SmaltiError(
                 f"label maps have a channel for each label, and a tokenizer of {channels} channel can be given none; "
-                "set "
-                "model.autoencoder.channels to the number of labels"
+                "set model.autoencoder.channels to the number of labels"
             )
         if self.unlabeled is not None and self.unlabeled < channels:
             raise SmaltiError(
                 f"images.unlabeled = {self.unlabeled} is one of the {channels} labels from 0 to {channels - 1}, and "
-                "has a "
-                "channel of its own; leave it out, or give the number that stands for no label"
+                "has a channel of its own; leave it out, or give the number that stands for no label"
             )
 
     def width(self, channels: int) -> int:

@@ -276,8 +276,7 @@ def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
     if drawn not in ((0, 0), grid):
         raise SmaltiError(
             f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave "
-            "it "
-            "out, or give [0, 0] for no map"
+            "it out, or give [0, 0] for no map"
         )
 
 

@@ -144,8 +144,7 @@ class _Root(NamedTuple):
         if float(values[0]) < -1e-3 * largest or (largest == 0 and bool(values.any())):
             raise SmaltiError(
                 f"the statistics of the {name} hold no covariance: it has the negative eigenvalue "
-                f"{float(values[0]):.3g}; "
-                "compute them again"
+                f"{float(values[0]):.3g}; compute them again"
             )
         kept = values > largest * len(mean) * torch.finfo(torch.float64).eps  # the rest is rounding
         return cls(name, vectors[:, kept] * values[kept].sqrt())

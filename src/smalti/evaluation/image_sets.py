@@ -63,9 +63,9 @@ def with_available_network(protocol: SetProtocol) -> Available:
     except SmaltiError:
         features = replace(protocol.features, network="efficientnet")
         note = (
-            f"measured in EfficientNet-Lite0's features, because the weights of {wanted} are not on this "
-            "machine: compare these scores "
-            "with each other only, never with FID (smalti doctor says which file is missing, and where it goes)"
+            f"measured in EfficientNet-Lite0's features, because the weights of {wanted} are not on this machine: "
+            "compare these scores with each other only, never with FID (smalti doctor says which file is missing, and "
+            "where it goes)"
         )
         return Available(replace(protocol, features=features), note)
     return Available(protocol, "")
@@ -202,9 +202,8 @@ def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
     if not isinstance(reference, Statistics) or reference.made is not None:
         return ()
     return (
-        "the reference's statistics are of another program, which does not say of how many images, how "
-        "resized, or with "
-        "which network they were made",
+        "the reference's statistics are of another program, which does not say of how many images, how resized, or "
+        "with which network they were made",
     )
 
 
@@ -220,8 +219,7 @@ def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, .
         return ()
     (a,), (b,) = first.sizes, second.sizes
     return (
-        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network "
-        "scales both "
+        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network scales both "
         "to its own size; set one size for both to make them alike",
     )
 

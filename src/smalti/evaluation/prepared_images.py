@@ -197,9 +197,8 @@ class PreparedImages:
             many = "1,000 or more" if len(ordered) >= 1000 else f"{len(ordered)}"
             (a, b), (c, d) = ordered[0], ordered[-1]
             found.append(
-                f"the images have {many} different sizes, from {a}x{b} to {c}x{d} (height x width), and were "
-                "measured as "
-                "they are; set a size to resize them first"
+                f"the images have {many} different sizes, from {a}x{b} to {c}x{d} (height x width), and were measured "
+                "as they are; set a size to resize them first"
             )
         if self.enlarged:
             was = "image was" if self.enlarged == 1 else "images were"

@@ -81,8 +81,7 @@ class _Data:
         if tuple(shards.meta.grid) != tuple(self._pipeline.prior.grid):
             raise SmaltiError(
                 f"the codes in {shards.path} are grids of {shards.meta.grid[0]}x{shards.meta.grid[1]}, the prior's "
-                "window is "
-                f"{self._pipeline.prior.grid[0]}x{self._pipeline.prior.grid[1]}; encode images of its size"
+                f"window is {self._pipeline.prior.grid[0]}x{self._pipeline.prior.grid[1]}; encode images of its size"
             )
         total = len(shards.validation)
         count = total if protocol.images.count is None else protocol.images.count
@@ -95,8 +94,7 @@ class _Data:
         if wanted is not None and tuple(wanted) != tuple(size):
             raise SmaltiError(
                 f"the likelihood is measured in the prior's window, {size[0]}x{size[1]} pixels, not "
-                f"{wanted[0]}x{wanted[1]}; "
-                "omit the size"
+                f"{wanted[0]}x{wanted[1]}; omit the size"
             )
         channels = self._pipeline.tokenizer.settings.autoencoder.channels
         if channels not in (1, 3):

@@ -65,9 +65,8 @@ def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change
     for name, count in found.items():
         if abs(count / wanted - 1) > within:
             raise SmaltiError(
-                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where "
-                f"{within:.0%} is "
-                f"allowed; {change}, or set parameters_within"
+                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where {within:.0%} "
+                f"is allowed; {change}, or set parameters_within"
             )
 
 

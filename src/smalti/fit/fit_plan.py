@@ -165,8 +165,7 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
     if seconds is not None and codes > LARGEST_ENCODING * seconds:
         raise SmaltiError(
             f"--time: to encode {images:,} images takes about {codes / 60:.0f} minutes of {seconds / 60:.0f} on this "
-            "machine; "
-            f"give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
+            f"machine; give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
         )
     estimates = {name: lengths[name] * pace for name, pace in paces.tokenizers.items()}
     estimates["codes"] = codes
@@ -207,8 +206,7 @@ def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) ->
             needed = math.ceil(seconds * FEWEST_STEPS / count / 60)
             raise SmaltiError(
                 f"--time: in {seconds:.0f} seconds this machine makes {count:.0f} step{'s' * (count != 1)} of the "
-                f"{name}, "
-                f"which teach nothing; give {needed} minutes or more, or a smaller recipe"
+                f"{name}, which teach nothing; give {needed} minutes or more, or a smaller recipe"
             )
 
 

@@ -101,7 +101,7 @@ def damage_explained(name: str) -> Iterator[None]:
 @contextmanager
 def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
     """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the
-    `with`, is told as by `damage_explained`, and so is an empty file.
+    `with`, raises what `damage_explained` raises, and so does an empty file.
     """
     with damage_explained(name), open_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
         if stream.seek(0, os.SEEK_END) == 0:

@@ -82,9 +82,8 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     elif 0 < brightest <= most // 2:
         raise DamagedImage(
             name,
-            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save it "
-            "with "
-            "white where it is to be white",
+            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save "
+            "it with white where it is to be white",
         )
     mask: Array = bright.astype(pixels.dtype)
     return mask
@@ -106,7 +105,6 @@ def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -
     if not known.any():
         raise SmaltiError(
             f"the mask {path} is black wherever the image is seen, and white is kept: nothing would be kept; make it "
-            "white "
-            "where the image is to stay"
+            "white where the image is to stay"
         )
     return known

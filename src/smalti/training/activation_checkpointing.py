@@ -78,8 +78,7 @@ def check_compiler(device: torch.device) -> None:
         first = words[0] if words else type(error).__name__
         raise SmaltiError(
             f"run.compile = true, but nothing can be compiled for {device.type} here ({first}); install a C++ compiler "
-            "(g++ or "
-            "clang), for GPUs also triton, or set run.compile=false"
+            "(g++ or clang), for GPUs also triton, or set run.compile=false"
         ) from error
 
 

@@ -57,8 +57,7 @@ def launch(run: RunSettings, *, blocks: Callable[[Any], nn.ModuleList] | None = 
     if run.batch % share:
         raise SmaltiError(
             f"run.batch = {run.batch} cannot be shared out evenly to {fabric.world_size} devices in {run.accumulate} "
-            "parts each; "
-            f"use a multiple of {share}"
+            f"parts each; use a multiple of {share}"
         )
     return fabric
 
@@ -125,8 +124,7 @@ def arranged(run: RunSettings) -> tuple[int, int]:
     if devices * nodes != started:
         raise SmaltiError(
             f"run.devices = {devices} on run.nodes = {nodes} machines are {devices * nodes} processes, but {launcher} "
-            "started "
-            f"{started}; leave both settings out, and it decides"
+            f"started {started}; leave both settings out, and it decides"
         )
     return devices, nodes
 
@@ -145,9 +143,8 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
         )
     if run.strategy == "fsdp" and not run.ema_half_life:
         raise SmaltiError(
-            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; "
-            "set run.ema_half_life above 0, "
-            "or run.strategy=ddp"
+            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; set "
+            "run.ema_half_life above 0, or run.strategy=ddp"
         )
 
 
@@ -174,8 +171,7 @@ def synchronized(module: nn.Module, *, fabric: Fabric) -> nn.Module:
     if fabric.device.type == "cpu":
         raise SmaltiError(
             f"objective.adversarial.discriminator.norm = batch on {fabric.world_size} CPU processes: PyTorch shares "
-            "the "
-            "statistics of a batch norm between GPUs alone; set it to group, or train in one process"
+            "the statistics of a batch norm between GPUs alone; set it to group, or train in one process"
         )
     convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
     return convert(module)

@@ -133,8 +133,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
     if run.patience and not stage.selection_metric:
         raise SmaltiError(
             f"run.patience = {run.patience}: patience needs a metric that selects the best model, which only a prior "
-            "has (its "
-            "likelihood); set run.patience=0"
+            "has (its likelihood); set run.patience=0"
         )
     state = stage.state()
     seen, notes = folder.load_state(fabric, state)
@@ -209,9 +208,8 @@ def _failure_message(running: RunningMetrics) -> str:
     names = ", ".join(running.broken)
     return (
         f"training has failed: {running.consecutive} steps in a row had to be skipped, for {names} is no longer a "
-        "finite "
-        "number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or precision "
-        "32-true"
+        "finite number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or "
+        "precision 32-true"
     )
 
 
@@ -267,8 +265,7 @@ class MetricsWriter:
         if seen < run.total:
             self._progress.say(
                 f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for "
-                f"{best.since} "
-                f"validations; {kept}. With a larger run.patience the same command resumes it"
+                f"{best.since} validations; {kept}. With a larger run.patience the same command resumes it"
             )
         elif best.since:
             self._progress.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")

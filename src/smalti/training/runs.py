@@ -45,8 +45,7 @@ ALONE = ("labels", "coordinates", "text")
 
 _SLOW = (
     "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take "
-    "twenty times as "
-    "long; set run.precision=32-true"
+    "twenty times as long; set run.precision=32-true"
 )
 
 
@@ -141,9 +140,8 @@ def train_prior(
     condition = condition_of(shards, settings.condition)
     if settings.condition_dropout and condition.size and settings.network.name == "gpt":
         raise SmaltiError(
-            f"condition_dropout = {settings.condition_dropout:g}, but a GPT has no code for an empty condition; "
-            "set condition_dropout=0, "
-            "or network.name=transformer"
+            f"condition_dropout = {settings.condition_dropout:g}, but a GPT has no code for an empty condition; set "
+            "condition_dropout=0, or network.name=transformer"
         )
     train_prior_on(shards, model, condition, out, settings=settings, console=console, work=work)
 
@@ -215,8 +213,7 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
     if kept is None:
         raise SmaltiError(
             f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode "
-            "... "
-            f"--condition {' --condition '.join(_names(name))}, or set condition=auto"
+            f"... --condition {' --condition '.join(_names(name))}, or set condition=auto"
         )
     condition = build_condition(kept.condition, shards.path)
     made = condition_keys(condition)
@@ -253,15 +250,13 @@ def codes_of(
         words = [*(f"--condition {name}" for name in names), *map(" ".join, zip(options, sources, strict=True))]
         raise SmaltiError(
             f"condition = {settings.condition} has codes of its own, which are made together with those of the images: "
-            "first "
-            f"smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
+            f"first smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
         )
     conditions = [ConditionSource(name) for name in names]
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} "
-            f"--out {out}, "
-            f"then train on {out}"
+            f"--out {out}, then train on {out}"
         )
     encode_images(
         tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress, conditions=conditions

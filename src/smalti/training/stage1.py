@@ -146,8 +146,7 @@ class TokenizerStage(Stage):
         if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
             raise SmaltiError(
                 "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer "
-                "(--from), or "
-                "set decoder_phase.start above 0"
+                "(--from), or set decoder_phase.start above 0"
             )
         discriminator = replace(adversarial.discriminator, channels=channels)
         self.discriminator = synchronized(DISCRIMINATORS[discriminator.name](discriminator), fabric=fabric)

@@ -138,9 +138,8 @@ def _refuse_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
             )
         if h * f > height or w * f > width:
             raise SmaltiError(
-                f"a window of {h} x {w} codes of {name} is {h * f} x {w * f} pixels, more than the images of "
-                f"{height} x "
-                f"{width}; set a smaller window, or a larger size"
+                f"a window of {h} x {w} codes of {name} is {h * f} x {w * f} pixels, more than the images of {height} "
+                f"x {width}; set a smaller window, or a larger size"
             )
 
 

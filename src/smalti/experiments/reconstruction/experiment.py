@@ -116,8 +116,7 @@ def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tupl
             whole = [max(round(side / f), 1) * f for side in (height, width)]
             raise SmaltiError(
                 f"{one.name} has tiles of {one.factor} pixels, of which {height} x {width} (height x width) is not "
-                "made; "
-                f"add --set measured_at={whole}"
+                f"made; add --set measured_at={whole}"
             )
     return height, width
 

@@ -201,9 +201,8 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
             )
         if grid[0] * f > H or grid[1] * f > W:
             raise SmaltiError(
-                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; "
-                "set a "
-                "smaller one in sizes, or a larger size"
+                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; set "
+                "a smaller one in sizes, or a larger size"
             )
     for grid in chosen.whole:
         if grid not in grids:
@@ -211,9 +210,9 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
     tall = _tall(chosen, f)
     if not tall or any(side % EIGHTHS for side in (H, min(H, W), *(grid[1] * f for grid in tall))):
         raise SmaltiError(
-            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and "
-            "the scene network takes "
-            f"sides of multiples of {EIGHTHS}; set size and sizes so that there is one, and each of them is so"
+            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and the "
+            f"scene network takes sides of multiples of {EIGHTHS}; set size and sizes so that there is one, and each "
+            "of them is so"
         )
 
 
