@@ -214,7 +214,7 @@ def job_of(phase: Any, *, bytes_of_png: int = 0) -> Job:
     return job
 
 
-def test_names_are_the_servers_and_cannot_be_guessed() -> None:
+def test_names_are_random_and_made_by_the_server() -> None:
     sessions = Sessions(LIMITS)
     names = {sessions.open(f"a{number}").key for number in range(4)}
     assert len(names) == 4

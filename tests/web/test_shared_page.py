@@ -35,7 +35,7 @@ LONG = {"settings": {"height": 64, "width": 64}}
 
 
 def fresh(client: Any) -> Any:
-    """Another visitor of the same server."""
+    """Another client of the same server."""
     from fastapi.testclient import TestClient
 
     return TestClient(client.app, raise_server_exceptions=False)
@@ -65,7 +65,7 @@ def test_nobody_chooses_the_name_of_a_session_or_evicts_others() -> None:
             stranger.cookies.set(COOKIE, f"session-{number}")
             assert stranger.get(f"/api/jobs/{key}").status_code == 404
         fixed = fresh(client)
-        fixed.cookies.set(COOKIE, "chosen-by-the-visitor-with-24-bytes")
+        fixed.cookies.set(COOKIE, "chosen-by-the-client-with-24-bytes")
         answer = fixed.post("/api/jobs", json={})
         assert answer.status_code == 202
         cookie = answer.headers["set-cookie"]
@@ -211,7 +211,7 @@ def poll(client: Any, key: str, *, pause: float, cancel: bool = False) -> tuple[
         time.sleep(pause)
 
 
-class Visitor(threading.Thread):
+class PatientClient(threading.Thread):
     """Requests images until the trial is over, like a person with little patience: a tenth of the jobs is cancelled."""
 
     def __init__(self, number: int, server: ServerProcess, end: float) -> None:
@@ -260,26 +260,26 @@ def test_fifty_clients_are_served_fairly(model: Path, tmp_path: Path) -> None:
         with httpx.Client(base_url=server.address, timeout=60) as client:
             finished_at(client, {})
         before, end = server.memory(), time.monotonic() + seconds
-        visitors = [Visitor(number, server, end) for number in range(CLIENTS)]
-        for visitor in visitors:
-            visitor.start()
-        for visitor in visitors:
-            visitor.join(timeout=seconds + 120)
-        assert not any(visitor.is_alive() for visitor in visitors)
+        clients = [PatientClient(number, server, end) for number in range(CLIENTS)]
+        for one in clients:
+            one.start()
+        for one in clients:
+            one.join(timeout=seconds + 120)
+        assert not any(one.is_alive() for one in clients)
         with httpx.Client(base_url=server.address, timeout=60) as client, contextlib.suppress(httpx.ReadTimeout):
             assert finished_at(client, {})["phase"] == "done"  # nothing is left behind
         grown, peak = server.memory() - before, server.memory("VmHWM") - before
-    done, waits = [visitor.done for visitor in visitors], sorted(wait for one in visitors for wait in one.waits)
-    per_address = [sum(one.done for one in visitors if one.number % ADDRESSES == place) for place in range(ADDRESSES)]
+    done, waits = [one.done for one in clients], sorted(wait for one in clients for wait in one.waits)
+    per_address = [sum(one.done for one in clients if one.number % ADDRESSES == place) for place in range(ADDRESSES)]
     late = waits[min(int(len(waits) * 0.99), len(waits) - 1)]
     print(
         f"{CLIENTS} clients, {ADDRESSES} addresses, {seconds:.0f} s: {sum(done)} jobs done, "
-        f"{sum(one.cancelled for one in visitors)} cancelled, {sum(one.busy for one in visitors)} times busy; "
+        f"{sum(one.cancelled for one in clients)} cancelled, {sum(one.busy for one in clients)} times busy; "
         f"wait: median {statistics.median(waits):.2f} s, 99th percentile {late:.2f} s; "
         f"jobs per address {min(per_address)} to {max(per_address)}, per client {min(done)} to {max(done)}; "
-        f"longest queue {max(one.worst for one in visitors)}; memory +{grown:.0f} MiB, peak +{peak:.0f} MiB"
+        f"longest queue {max(one.worst for one in clients)}; memory +{grown:.0f} MiB, peak +{peak:.0f} MiB"
     )
-    assert not [wrong for visitor in visitors for wrong in visitor.wrong]
-    assert max(visitor.worst for visitor in visitors) <= Limits().waiting
+    assert not [wrong for one in clients for wrong in one.wrong]
+    assert max(one.worst for one in clients) <= Limits().waiting
     assert min(per_address) > 0.5 * max(per_address)
     assert peak < 400

@@ -3,7 +3,11 @@
 async function checked(response) {
   if (response.ok) return response;
   let message = `the server answered ${response.status}`;
-  try { message = (await response.json()).error ?? message; } catch { /* no JSON */ }
+  try {
+    message = (await response.json()).error ?? message;
+  } catch {
+    /* no JSON */
+  }
   throw new Error(message);
 }
 
@@ -60,14 +64,16 @@ export function follow(key, show) {
     };
     source.onmessage = (event) => use(JSON.parse(event.data));
     source.onerror = async () => {
-      if (over || source.readyState !== EventSource.CLOSED) return;  // it connects again by itself
+      if (over || source.readyState !== EventSource.CLOSED) return; // it connects again by itself
       source.close();
       try {
         while (!over) {
           use(await getJson(`api/jobs/${key}`));
           await new Promise((next) => setTimeout(next, 500));
         }
-      } catch (error) { reject(error); }
+      } catch (error) {
+        reject(error);
+      }
     };
   });
 }

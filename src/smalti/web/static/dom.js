@@ -24,7 +24,9 @@ export function duration(seconds) {
 /** Say something to screen readers, once. */
 export function announce(text) {
   byId("live").textContent = "";
-  setTimeout(() => { byId("live").textContent = text; }, 50);
+  setTimeout(() => {
+    byId("live").textContent = text;
+  }, 50);
 }
 
 /** Show a line under the stage; an error is also announced. */
@@ -57,7 +59,11 @@ export function radios(name, title, choices, selected, change, { hideTitle = fal
   group.append(element("legend", { className: hideTitle ? "hidden-text" : "" }, title));
   for (const { value, label, hint, color } of choices) {
     const input = element("input", {
-      type: "radio", name, value, checked: value === selected, onchange: () => change(value),
+      type: "radio",
+      name,
+      value,
+      checked: value === selected,
+      onchange: () => change(value),
     });
     const swatch = color === undefined ? null : element("i", { className: color ? "swatch" : "swatch unpainted" });
     if (swatch && color) swatch.style.background = color;
@@ -74,4 +80,21 @@ export function setRadio(name, value) {
   const input = document.querySelector(`input[name="${CSS.escape(name)}"][value="${CSS.escape(value)}"]`);
   if (input) input.checked = true;
   return Boolean(input);
+}
+
+/** Copy a text, and say so. Browsers have no `navigator.clipboard` for a page that is neither local nor HTTPS. */
+export async function copy(text, said) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    const before = document.activeElement,
+      field = element("textarea", { value: text, className: "hidden-text" });
+    document.body.append(field);
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    before?.focus({ preventScroll: true });
+    if (!copied) throw new Error(`this browser does not copy; the text is ${text}`);
+  }
+  showStatus(said);
+  announce(said);
 }

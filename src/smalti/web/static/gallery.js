@@ -8,7 +8,9 @@ export class Gallery {
   /** `pick(image)` when one is chosen. */
   constructor(pick) {
     Object.assign(this, { pick, images: [], chosen: null });
-    byId("download-all").onclick = (event) => { if (isEnabled(event.currentTarget)) this.downloadAll(); };
+    byId("download-all").onclick = (event) => {
+      if (isEnabled(event.currentTarget)) this.downloadAll();
+    };
     const remove = byId("delete-all");
     remove.onclick = () => {
       if (!isEnabled(remove)) return;
@@ -73,24 +75,47 @@ export class Gallery {
   }
 
   show() {
-    const list = byId("thumbs"), known = new Map([...list.children].map((item) => [Number(item.dataset.id), item]));
+    const list = byId("thumbs"),
+      known = new Map([...list.children].map((item) => [Number(item.dataset.id), item]));
     const items = [...this.images].reverse().map((image) => known.get(image.id) ?? this.item(image));
-    const focused = document.activeElement, wanted = new Set(items);
+    const focused = document.activeElement,
+      wanted = new Set(items);
     for (const item of [...list.children]) if (!wanted.has(item)) item.remove();
-    items.forEach((item, place) => { if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null); });
-    if (focused instanceof HTMLElement && focused.isConnected && list.contains(focused)) focused.focus({ preventScroll: true });
+    items.forEach((item, place) => {
+      if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
+    });
+    if (focused instanceof HTMLElement && focused.isConnected && list.contains(focused))
+      focused.focus({ preventScroll: true });
     byId("gallery-empty").hidden = this.images.length > 0;
     for (const id of ["download-all", "delete-all"]) setEnabled(byId(id), this.images.length > 0);
     this.mark({ id: this.chosen });
   }
 
   item(image) {
-    const thumb = element("button", {
-      type: "button", title: image.name, onclick: () => this.pick(image),
-      onkeydown: (event) => { if (event.key === "Delete") this.remove(image); },
-    }, element("img", { src: image.url, alt: describe(image), loading: "lazy" }));
+    const thumb = element(
+      "button",
+      {
+        type: "button",
+        title: image.name,
+        onclick: () => this.pick(image),
+        onkeydown: (event) => {
+          if (event.key === "Delete") this.remove(image);
+        },
+      },
+      element("img", { src: image.url, alt: describe(image), loading: "lazy" }),
+    );
     thumb.dataset.id = image.id;
-    const item = element("li", {}, thumb, element("p", {}, element("span", {}, image.caption.replaceAll("-", " ")), element("small", {}, String(image.seed))));
+    const item = element(
+      "li",
+      {},
+      thumb,
+      element(
+        "p",
+        {},
+        element("span", {}, image.caption.replaceAll("-", " ")),
+        element("small", {}, String(image.seed)),
+      ),
+    );
     item.dataset.id = image.id;
     return item;
   }

@@ -9,8 +9,11 @@ export const rgb = (text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 
  * By jump flooding, as `with_nearest_labels` of the server computes it.
  */
 export function withNearestLabels(labels, width, height) {
-  const far = 1e6, count = width * height;
-  let rows = new Int32Array(count), columns = new Int32Array(count), painted = false;
+  const far = 1e6,
+    count = width * height;
+  let rows = new Int32Array(count),
+    columns = new Int32Array(count),
+    painted = false;
   for (let at = 0; at < count; at++) {
     const known = labels[at] !== UNPAINTED;
     painted ||= known;
@@ -21,11 +24,22 @@ export function withNearestLabels(labels, width, height) {
   let step = 1;
   while (step * 2 < Math.max(width, height)) step *= 2;
   for (; step >= 1; step >>= 1) {
-    for (const [down, right] of [[-1, -1], [-1, 0], [-1, 1], [0, -1], [0, 1], [1, -1], [1, 0], [1, 1]]) {
-      const newRows = rows.slice(), newColumns = columns.slice();
+    for (const [down, right] of [
+      [-1, -1],
+      [-1, 0],
+      [-1, 1],
+      [0, -1],
+      [0, 1],
+      [1, -1],
+      [1, 0],
+      [1, 1],
+    ]) {
+      const newRows = rows.slice(),
+        newColumns = columns.slice();
       for (let y = Math.max(0, -down * step); y < Math.min(height, height - down * step); y++) {
         for (let x = Math.max(0, -right * step); x < Math.min(width, width - right * step); x++) {
-          const at = y * width + x, other = at + step * (down * width + right);
+          const at = y * width + x,
+            other = at + step * (down * width + right);
           const here = (rows[at] - y) ** 2 + (columns[at] - x) ** 2;
           if ((rows[other] - y) ** 2 + (columns[other] - x) ** 2 < here) {
             newRows[at] = rows[other];
@@ -41,8 +55,11 @@ export function withNearestLabels(labels, width, height) {
 
 /** Labels -> a PNG file in the labels' colors, transparent where unpainted. */
 export function mapBlob(labels, width, height, colors) {
-  const canvas = new OffscreenCanvas(width, height), image = new ImageData(width, height);
-  labels.forEach((label, at) => { if (label !== UNPAINTED) image.data.set([...colors[label], 255], at * 4); });
+  const canvas = new OffscreenCanvas(width, height),
+    image = new ImageData(width, height);
+  labels.forEach((label, at) => {
+    if (label !== UNPAINTED) image.data.set([...colors[label], 255], at * 4);
+  });
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas.convertToBlob({ type: "image/png" });
 }
@@ -50,10 +67,12 @@ export function mapBlob(labels, width, height, colors) {
 /** A PNG file as `mapBlob` makes it -> {labels, width, height}. */
 export async function mapLabels(blob, colors) {
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-  const { width, height } = bitmap, canvas = new OffscreenCanvas(width, height);
+  const { width, height } = bitmap,
+    canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
-  const { data } = context.getImageData(0, 0, width, height), labels = new Int16Array(width * height);
+  const { data } = context.getImageData(0, 0, width, height),
+    labels = new Int16Array(width * height);
   for (let at = 0; at < labels.length; at++) {
     labels[at] = UNPAINTED;
     if (data[at * 4 + 3] < 128) continue;
@@ -68,7 +87,8 @@ export async function mapLabels(blob, colors) {
 
 /** A mask: 0 where marked -> a PNG file, white where marked and black elsewhere. */
 export function maskBlob(labels, width, height) {
-  const canvas = new OffscreenCanvas(width, height), image = new ImageData(width, height);
+  const canvas = new OffscreenCanvas(width, height),
+    image = new ImageData(width, height);
   labels.forEach((label, at) => image.data.set([...(label === 0 ? [255, 255, 255] : [0, 0, 0]), 255], at * 4));
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas.convertToBlob({ type: "image/png" });

@@ -1,57 +1,86 @@
-// The page: settings, jobs, and what is on the stage.
+// The page: its modes, what each of them requests, and what is on the stage.
 import * as api from "./api.js";
 import { Comparing } from "./comparing.js";
-import { announce, byId, download, duration, element, isEnabled, radioValue, setEnabled, setRadio, showStatus } from "./dom.js";
+import { announce, byId, copy, duration, element, setRadio, showStatus } from "./dom.js";
 import { Editing } from "./editing.js";
 import { Gallery } from "./gallery.js";
+import { ImageActions } from "./image_actions.js";
+import { JobRunner } from "./jobs.js";
 import { MapPanel } from "./map_panel.js";
 import { Settings } from "./settings.js";
 import { Stage } from "./stage.js";
 import { getValue, openStorage, setValue } from "./storage.js";
 
-const GENERATED = ["sample", "edit", "vary"];
-
 class Page {
   constructor(model) {
-    Object.assign(this, { model, mode: "create", running: null, results: [], single: null, examples: [] });
+    Object.assign(this, { model, mode: "create", results: [], single: null, examples: [] });
     this.stage = new Stage();
     this.gallery = new Gallery((image) => this.showSingle(image));
     this.settings = new Settings(model, { changed: () => this.onChange(), sized: () => this.onSize() });
     const part = model.conditions.find((one) => one.kind === "paint");
     this.map = part ? new MapPanel(part, () => this.onChange()) : null;
-    this.editing = new Editing(model, this.stage, { changed: () => this.onChange(), sized: (moved) => this.map?.resize(this.editing.size, moved) });
+    this.editing = new Editing(model, this.stage, {
+      changed: () => this.onChange(),
+      sized: (moved) => this.map?.resize(this.editing.size, moved),
+    });
     this.comparing = new Comparing(this.stage);
+    this.jobs = new JobRunner(() => this.showPreviews());
+    this.actions = new ImageActions(this);
   }
 
   // --- building ---------------------------------------------------------------------------------------------------------
 
   build() {
-    const { settings } = this, section = (modes, ...nodes) => {
-      const made = element("div", { className: "group" }, ...nodes);
-      made.dataset.modes = modes;
-      return made;
-    };
+    const { settings } = this,
+      section = (modes, ...nodes) => {
+        const made = element("div", { className: "group" }, ...nodes);
+        made.dataset.modes = modes;
+        return made;
+      };
     byId("panel").append(
       section("edit", ...this.editing.controls()),
-      section("create edit", ...settings.conditionControls(), this.map ? element("div", { className: "line" }, this.map.toggle(),
-        element("small", { className: "hint" }, "Paint where sky, water or houses are".replace("sky, water or houses", this.map.part.names.slice(0, 3).join(", ")))) : null),
+      section(
+        "create edit",
+        ...settings.conditionControls(),
+        this.map
+          ? element(
+              "div",
+              { className: "line" },
+              this.map.toggle(),
+              element(
+                "small",
+                { className: "hint" },
+                "Paint where sky, water or houses are".replace(
+                  "sky, water or houses",
+                  this.map.part.names.slice(0, 3).join(", "),
+                ),
+              ),
+            )
+          : null,
+      ),
       section("create", ...settings.sizeControls()),
       section("create edit", ...settings.commonControls()),
       section("reconstruct", ...this.comparing.controls((file) => this.reconstruct(file))),
     );
     byId("prompt-line").hidden = !settings.text;
-    this.buildActions();
-    for (const input of document.querySelectorAll("input[name=mode]")) input.addEventListener("change", () => this.setMode(input.value));
-    byId("bar").addEventListener("submit", (event) => { event.preventDefault(); this.generate(); });
-    byId("cancel").addEventListener("click", () => this.cancel());
-    byId("copy-link").addEventListener("click", () => this.copy(this.link(), "The link is copied."));
+    this.actions.build();
+    for (const input of document.querySelectorAll("input[name=mode]"))
+      input.addEventListener("change", () => this.setMode(input.value));
+    byId("bar").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.generate();
+    });
+    byId("cancel").addEventListener("click", () => this.guard(() => this.jobs.cancel()));
+    byId("copy-link").addEventListener("click", () => this.guard(() => copy(this.link(), "The link is copied.")));
     byId("prompt").addEventListener("input", () => this.onChange());
     document.addEventListener("keydown", (event) => this.onKey(event));
-    document.addEventListener("dragover", (event) => { event.preventDefault(); });
+    document.addEventListener("dragover", (event) => {
+      event.preventDefault();
+    });
     document.addEventListener("drop", (event) => {
       event.preventDefault();
       const [file] = event.dataTransfer.files;
-      if (file) this.drop(file);
+      if (file) this.actions.drop(file);
     });
     document.body.classList.add("ready");
     this.setMode("create");
@@ -59,24 +88,20 @@ class Page {
     this.onChange();
   }
 
-  buildActions() {
-    const button = (id, text, act) => element("button", { type: "button", id, onclick: () => this.guard(act) }, text);
-    byId("actions").append(
-      button("back", "Back", () => this.back()), button("download", "Download", () => download(this.single.blob, this.single.name)),
-      button("edit-this", "Edit", () => this.edit(this.single)), button("extend-this", "Extend", () => this.edit(this.single, "right")),
-      button("vary-this", "Variations", () => this.vary(this.single)), button("reuse", "Reuse settings", () => this.reuse(this.single)),
-      button("copy-seed", "Copy seed", () => this.copy(String(this.single.seed), "The seed is copied.")),
-      button("delete", "Delete", () => this.remove(this.single)));
-  }
-
   /** Run something; an error becomes a sentence under the stage. */
   async guard(act) {
-    try { await act(); } catch (error) { showStatus(error.message, { error: true }); }
+    try {
+      await act();
+    } catch (error) {
+      showStatus(error.message, { error: true });
+    }
   }
 
   // --- changes ----------------------------------------------------------------------------------------------------------
 
-  get size() { return this.mode === "edit" ? this.editing.size ?? this.settings.size : this.settings.size; }
+  get size() {
+    return this.mode === "edit" ? (this.editing.size ?? this.settings.size) : this.settings.size;
+  }
 
   setMode(mode) {
     const before = this.mode;
@@ -88,7 +113,7 @@ class Page {
     if (this.map && mode === "reconstruct") this.map.open(false);
     if (this.map && before !== mode && mode !== "reconstruct") this.map.switchMode(before, mode, this.size);
     this.setSingle(null);
-    if (!this.showRunning()) this.showMode();
+    if (!this.showPreviews()) this.showMode();
     byId("generate").textContent = mode === "reconstruct" ? "Reconstruct" : "Generate";
     this.onChange();
   }
@@ -99,7 +124,8 @@ class Page {
     if (this.mode === "edit") this.editing.show();
     else if (this.mode === "reconstruct") this.comparing.show();
     else if (this.results.length) this.showResults();
-    else if (this.examples.length) this.stage.showExamples(this.examples, (one) => this.guard(() => this.reuseExample(one)));
+    else if (this.examples.length)
+      this.stage.showExamples(this.examples, (one) => this.guard(() => this.reuseExample(one)));
     else this.stage.showMessage("The model makes its first images …");
   }
 
@@ -113,8 +139,16 @@ class Page {
     this.settings.setMap(Boolean(this.map?.isUsed));
     this.settings.showTimes();
     clearTimeout(this.keeping);
-    this.keeping = setTimeout(() => setValue("settings", { settings: this.settings.values(), locked: byId("lock").checked, mapOpen: Boolean(this.map && !this.map.root.hidden) }), 300);
-    if (!this.running) this.showEstimate();
+    this.keeping = setTimeout(
+      () =>
+        setValue("settings", {
+          settings: this.settings.values(),
+          locked: byId("lock").checked,
+          mapOpen: Boolean(this.map && !this.map.root.hidden),
+        }),
+      300,
+    );
+    if (!this.jobs.isBusy) this.showEstimate();
   }
 
   showEstimate() {
@@ -129,7 +163,7 @@ class Page {
   // --- jobs -------------------------------------------------------------------------------------------------------------
 
   async generate() {
-    if (this.running) return;
+    if (this.jobs.isBusy) return;
     await this.guard(async () => {
       if (this.mode === "reconstruct") {
         if (!this.photo) byId("open-photo").click();
@@ -137,7 +171,9 @@ class Page {
         return;
       }
       this.settings.drawSeed();
-      const settings = this.settings.values(), conditions = this.settings.conditions(), files = { ...this.settings.files };
+      const settings = this.settings.values(),
+        conditions = this.settings.conditions(),
+        files = { ...this.settings.files };
       if (this.map?.isUsed) files[this.map.part.key] = await this.map.blob();
       if (!Object.keys(conditions).length && !Object.keys(files).length) settings.guidance = 1;
       if (this.mode === "create") {
@@ -145,106 +181,55 @@ class Page {
         await this.run({ task: "sample", settings, conditions }, files, settings);
       } else {
         if (!this.editing.image) throw new Error("there is no image to edit; open one, or choose Edit below an image");
-        if (!this.editing.isMarked) throw new Error("nothing is marked and nothing added; paint over a region, or extend the image");
+        if (!this.editing.isMarked)
+          throw new Error("nothing is marked and nothing added; paint over a region, or extend the image");
         Object.assign(files, await this.editing.files());
-        await this.run({ task: "edit", settings, conditions, extend: this.editing.extension }, files, this.editing.size);
+        await this.run(
+          { task: "edit", settings, conditions, extend: this.editing.extension },
+          files,
+          this.editing.size,
+        );
       }
     });
   }
 
-  /** Submit a job and follow it to its end. */
+  /** Run a job and show how it ended. */
   async run(job, files, size) {
-    if (this.running) throw new Error("one job is running; wait for it, or cancel it");
-    const { width, height } = size;
-    this.running = { job, size: { width, height }, mode: this.mode, state: null };
-    this.setBusy(true);
-    try {
-      const state = await api.submit(job, files);
-      this.running.state = state;
-      sessionStorage.setItem("job", JSON.stringify({ key: state.job, job, size: { width, height }, mode: this.mode }));
-      if (this.running.cancelled) await api.cancel(state.job);
-      await this.finish(await api.follow(state.job, (now) => this.onState(now)));
-    } finally {
-      sessionStorage.removeItem("job");
-      this.running = null;
-      this.setBusy(false);
-    }
-  }
-
-  /** Go on with the job that was running when the page was reloaded. */
-  async resume() {
-    const kept = JSON.parse(sessionStorage.getItem("job") ?? "null");
-    if (!kept) return;
-    try {
-      this.running = { ...kept, state: { job: kept.key } };
-      this.setBusy(true);
-      await this.finish(await api.follow(kept.key, (now) => this.onState(now)));
-    } catch { /* it is too long ago */ } finally {
-      sessionStorage.removeItem("job");
-      this.running = null;
-      this.setBusy(false);
-    }
-  }
-
-  setBusy(busy) {
-    setEnabled(byId("generate"), !busy);
-    setEnabled(byId("cancel"), busy);
-    document.body.classList.toggle("busy", busy);
-    if (!busy) this.showShare(0);
-    else showStatus("Sending …");
-  }
-
-  showShare(share) {
-    byId("progress").firstElementChild.style.width = `${share * 100}%`;
-    byId("progress").setAttribute("aria-valuenow", String(Math.round(share * 100)));
-  }
-
-  onState(state) {
-    this.running.state = state;
-    if (state.phase === "waiting") {
-      const wait = state.wait ? `, about ${duration(state.wait)} until it begins` : "";
-      const text = state.position > 1 ? `Waiting: number ${state.position} in the queue${wait}` : `Waiting: next in the queue${wait}`;
-      if (state.position !== this.running.position) announce(text);
-      this.running.position = state.position;
-      showStatus(text);
-    } else if (state.phase === "running") {
-      const share = state.share ?? 0, left = state.seconds_left ? `, about ${duration(state.seconds_left)} left` : "";
-      this.showShare(share);
-      showStatus(`${Math.round(share * 100)} %${left}`);
-      this.showRunning();
-    }
+    await this.finish(await this.jobs.run(job, files, { size, mode: this.mode }));
   }
 
   /** Show the previews of the running job in its own mode; returns whether there are any. */
-  showRunning() {
-    const { state, mode, size } = this.running ?? {};
+  showPreviews() {
+    const { state, mode, size } = this.jobs.current ?? {};
     if (!state?.previews?.length || mode !== this.mode || this.single) return false;
     this.stage.showPreviews(state.previews, size);
     return true;
   }
 
-  async finish(state) {
-    const { job, mode } = this.running;
-    if (state.phase === "failed") throw new Error(state.error);
-    if (state.phase === "cancelled") {
+  /** What `JobRunner.run` gives -> it is on the stage. */
+  async finish(ended) {
+    if (!ended) {
       showStatus("Cancelled.");
       announce("Cancelled");
-      if (this.mode === mode && !this.single) this.showMode();
+      if (!this.single) this.showMode();
       return;
     }
-    const images = [];
-    for (const one of state.images) images.push({ ...one, blob: await api.getBlob(one.url) });
-    if (GENERATED.includes(job.task)) await this.keep(images, job, mode);
+    const { job, mode, state, images } = ended,
+      isGenerated = GENERATED.includes(job.task);
+    if (isGenerated) await this.keep(images, job, mode);
     else {
-      this.comparing.set(images.map((one) => ({ ...one, url: URL.createObjectURL(one.blob) })), state.facts);
+      this.comparing.set(
+        images.map((one) => ({ ...one, url: URL.createObjectURL(one.blob) })),
+        state.facts,
+      );
       if (this.mode !== "reconstruct") this.setMode("reconstruct");
     }
     this.model.pace = (await api.getJson("api/model")).pace;
-    const count = images.length, what = GENERATED.includes(job.task) ? `${count} image${count > 1 ? "s" : ""} done` : "Reconstructed";
-    const note = state.facts.note ? ` Note: ${state.facts.note}.` : "";
     this.settings.showTimes();
-    showStatus(`${what}.${note}`);
-    announce(`${what}.${note}`);
+    const what = isGenerated ? `${images.length} image${images.length > 1 ? "s" : ""} done` : "Reconstructed";
+    const said = `${what}.${state.facts.note ? ` Note: ${state.facts.note}.` : ""}`;
+    showStatus(said);
+    announce(said);
   }
 
   /** Images of a finished job go to the gallery and on the stage. */
@@ -257,14 +242,6 @@ class Page {
     if (this.mode === mode) this.showResults();
   }
 
-  async cancel() {
-    if (!isEnabled(byId("cancel")) || !this.running) return;
-    this.running.cancelled = true;
-    const key = this.running.state?.job;
-    showStatus("Cancelling …");
-    if (key) await this.guard(() => api.cancel(key));
-  }
-
   // --- images -----------------------------------------------------------------------------------------------------------
 
   setSingle(image) {
@@ -274,9 +251,15 @@ class Page {
   }
 
   showResults() {
-    if (this.results.length === 1) { this.showSingle(this.results[0]); return; }
+    if (this.results.length === 1) {
+      this.showSingle(this.results[0]);
+      return;
+    }
     this.setSingle(null);
-    this.stage.showImages(this.results, (image) => { this.showSingle(image); byId("back").focus(); });
+    this.stage.showImages(this.results, (image) => {
+      this.showSingle(image);
+      byId("back").focus();
+    });
   }
 
   showSingle(image) {
@@ -297,42 +280,6 @@ class Page {
     byId("stage").focus({ preventScroll: true });
   }
 
-  async edit(image, side = "none") {
-    await this.editing.open(image, side);
-    if (this.mode !== "edit") this.setMode("edit");
-    this.showMode();
-    this.map?.resize(this.editing.size);
-    showStatus("");
-    this.onChange();
-    byId("mask-canvas").focus({ preventScroll: true });
-  }
-
-  async vary(image) {
-    this.settings.drawSeed();
-    const settings = this.settings.values();
-    this.setSingle(null);
-    const conditions = image.conditions ?? {};
-    if (!Object.keys(conditions).length) settings.guidance = 1;
-    await this.run({ task: "vary", settings, conditions }, { image: image.blob }, image);
-  }
-
-  async remove(image) {
-    const next = await this.gallery.remove(image);
-    this.results = this.results.filter((one) => one.id !== image.id);
-    if (next) this.showSingle(next);
-    else { this.setSingle(null); this.showMode(); }
-  }
-
-  /** The settings in an image's file, its map too. */
-  async reuse(image) {
-    const found = await api.readImage(new File([image.blob], image.name ?? "image.png"));
-    if (!found.settings) throw new Error("this image has no settings of this model");
-    if (this.mode !== "create") this.setMode("create");
-    await this.restore(found.settings);
-    this.showSingle(image);
-    showStatus("The settings and the seed of the image are set.");
-  }
-
   async restore({ settings, conditions, maps = {} }) {
     this.settings.restore({ settings, conditions }, { count: false });
     if (this.map && maps[this.map.part.key]) {
@@ -343,27 +290,13 @@ class Page {
   }
 
   async reuseExample(example) {
-    const conditions = Object.fromEntries(this.model.conditions.filter(({ key }) => typeof example.settings[key] === "string").map(({ key }) => [key, example.settings[key]]));
+    const conditions = Object.fromEntries(
+      this.model.conditions
+        .filter(({ key }) => typeof example.settings[key] === "string")
+        .map(({ key }) => [key, example.settings[key]]),
+    );
     await this.restore({ settings: example.settings, conditions, maps: example.settings.maps ?? {} });
     showStatus("The settings of the example are set. Press Generate, or change them.");
-  }
-
-  /** A dropped file: an image of ours restores its settings, another one is edited, or reconstructed in that mode. */
-  drop(file) {
-    return this.guard(async () => {
-      if (this.mode === "reconstruct") { await this.reconstruct(file); return; }
-      const found = await api.readImage(file);
-      if (!found.settings || this.mode === "edit") {
-        const { name, width, height } = found;
-        await this.edit({ blob: api.pngBlob(found.png), name, width, height });
-        return;
-      }
-      await this.restore(found.settings);
-      const { width, height } = found, { seed } = found.settings.settings, { conditions } = found.settings;
-      const caption = Object.values(conditions)[0] ?? "image";
-      this.showSingle(await this.gallery.add({ blob: file.slice(0, file.size, "image/png"), name: file.name, caption, seed, width, height, conditions }));
-      showStatus(`The settings of ${file.name} are set.`);
-    });
   }
 
   reconstruct(file) {
@@ -379,18 +312,17 @@ class Page {
     return `${location.origin}${location.pathname}?${new URLSearchParams({ ...conditions, ...settings })}`;
   }
 
-  async copy(text, said) {
-    await navigator.clipboard.writeText(text);
-    showStatus(said);
-    announce(said);
-  }
-
   onKey(event) {
     const typing = event.target.matches?.("input[type=text], input[type=number]");
     const control = event.ctrlKey || event.metaKey;
-    if (control && event.key === "Enter") { event.preventDefault(); this.generate(); return; }
+    if (control && event.key === "Enter") {
+      event.preventDefault();
+      this.generate();
+      return;
+    }
     if (control && !typing && ["z", "y"].includes(event.key.toLowerCase())) {
-      const painter = this.mode === "edit" && this.stage.root.dataset.kind === "editor" ? this.editing.painter : this.map?.painter;
+      const painter =
+        this.mode === "edit" && this.stage.root.dataset.kind === "editor" ? this.editing.painter : this.map?.painter;
       if (!painter) return;
       event.preventDefault();
       if (event.key.toLowerCase() === "y" || event.shiftKey) painter.redo();
@@ -407,13 +339,18 @@ class Page {
     await this.gallery.open();
     await this.restoreVisit();
     await this.openLink();
-    this.resume();
+    this.guard(() => this.resume());
     await this.loadExamples();
     for (let tries = 0; tries < 30 && !Object.keys(this.model.pace).length; tries++) {
       await new Promise((next) => setTimeout(next, 1000));
       this.model.pace = (await api.getJson("api/model")).pace;
     }
     this.onChange();
+  }
+
+  async resume() {
+    const ended = await this.jobs.resume();
+    if (ended) await this.finish(ended);
   }
 
   /** What this browser kept: the map, and whether it was open. */
@@ -431,7 +368,9 @@ class Page {
   async openLink() {
     if (!location.search) return;
     await this.guard(async () => {
-      const found = await api.getJson(`api/settings${location.search}`).catch((error) => { throw new Error(`Invalid link: ${error.message}`); });
+      const found = await api.getJson(`api/settings${location.search}`).catch((error) => {
+        throw new Error(`Invalid link: ${error.message}`);
+      });
       this.settings.restore(found);
       showStatus("The settings of the link are set.");
     });
@@ -442,7 +381,7 @@ class Page {
       const found = await api.getJson("api/examples");
       if (found.length > this.examples.length) {
         this.examples = found;
-        if (this.mode === "create" && !this.results.length && !this.single && !this.running) this.showMode();
+        if (this.mode === "create" && !this.results.length && !this.single && !this.jobs.isBusy) this.showMode();
       }
       if (this.examples.length >= 4) return;
       await new Promise((next) => setTimeout(next, 2000));
@@ -452,7 +391,6 @@ class Page {
 
 try {
   const page = new Page(await api.getJson("api/model"));
-  window.smaltiPage = page;
   await page.open();
 } catch (error) {
   showStatus(error.message, { error: true });

@@ -12,21 +12,57 @@ export class MapPanel {
     this.colors = part.colors.map(rgb);
     const labels = part.names.map((name, at) => ({ name, color: part.colors[at] }));
     this.painter = new Painter({
-      name: "map", title: `Map of ${part.names.length} labels`, labels, fills: true, room: () => this.room,
-      changed: () => { this.keepSoon(); changed(); },
+      name: "map",
+      title: `Map of ${part.names.length} labels`,
+      labels,
+      fills: true,
+      room: () => this.room,
+      changed: () => {
+        this.keepSoon();
+        changed();
+      },
     });
     this.painter.canvas.id = "map-canvas";
     const input = element("input", {
-      type: "file", id: "map-file", accept: "image/*", className: "hidden-text", tabIndex: -1,
-      onchange: (event) => { const [file] = event.target.files; event.target.value = ""; if (file) this.load(file); },
+      type: "file",
+      id: "map-file",
+      accept: "image/*",
+      className: "hidden-text",
+      tabIndex: -1,
+      onchange: (event) => {
+        const [file] = event.target.files;
+        event.target.value = "";
+        if (file) this.load(file);
+      },
     });
-    const files = element("div", { className: "line" }, input,
+    const files = element(
+      "div",
+      { className: "line" },
+      input,
       element("button", { type: "button", id: "map-load", onclick: () => input.click() }, "Load…"),
       element("button", { type: "button", id: "map-save", onclick: () => this.save() }, "Save"),
-      element("button", { type: "button", id: "map-close", onclick: () => { this.open(false); byId("map-toggle").focus(); } }, "Close"));
-    const hint = element("p", { className: "hint" }, "Unpainted areas take the nearest label. An empty map changes nothing.");
+      element(
+        "button",
+        {
+          type: "button",
+          id: "map-close",
+          onclick: () => {
+            this.open(false);
+            byId("map-toggle").focus();
+          },
+        },
+        "Close",
+      ),
+    );
+    const hint = element(
+      "p",
+      { className: "hint" },
+      "Unpainted areas take the nearest label. An empty map changes nothing.",
+    );
     this.root.append(this.painter.chips, this.painter.viewport, this.painter.tools, files, hint);
-    new ResizeObserver(() => { if (!this.root.hidden) this.painter.layOut(); }).observe(this.root);
+    new ResizeObserver(() => {
+      if (!this.root.hidden) this.painter.layOut();
+    }).observe(this.root);
   }
 
   get room() {
@@ -37,9 +73,17 @@ export class MapPanel {
 
   /** The button that opens and closes the panel. */
   toggle() {
-    this.button = element("button", {
-      type: "button", id: "map-toggle", "aria-expanded": "false", "aria-controls": "map-panel", onclick: () => this.open(this.root.hidden),
-    }, "Paint a map");
+    this.button = element(
+      "button",
+      {
+        type: "button",
+        id: "map-toggle",
+        "aria-expanded": "false",
+        "aria-controls": "map-panel",
+        onclick: () => this.open(this.root.hidden),
+      },
+      "Paint a map",
+    );
     return this.button;
   }
 
@@ -52,7 +96,9 @@ export class MapPanel {
     this.changed();
   }
 
-  get isUsed() { return !this.root.hidden && this.painter.isPainted; }
+  get isUsed() {
+    return !this.root.hidden && this.painter.isPainted;
+  }
 
   /** Another mode's map. */
   switchMode(from, to, { width, height }) {
@@ -63,7 +109,9 @@ export class MapPanel {
     else painter.resize(width, height);
   }
 
-  resize({ width, height }, moved = null) { this.painter.resize(width, height, moved); }
+  resize({ width, height }, moved = null) {
+    this.painter.resize(width, height, moved);
+  }
 
   /** A file -> the map on the canvas; what is no map is a sentence under the stage. */
   async load(file) {
@@ -71,7 +119,9 @@ export class MapPanel {
     try {
       await this.setBlob(await readMap(this.part.key, file, { width, height }));
       showStatus(`${file.name} is on the canvas.`);
-    } catch (error) { showStatus(error.message, { error: true }); }
+    } catch (error) {
+      showStatus(error.message, { error: true });
+    }
   }
 
   async setBlob(blob) {
@@ -84,7 +134,9 @@ export class MapPanel {
     return mapBlob(numbers, width, height, this.colors);
   }
 
-  async save() { download(await this.blob(), "map.png"); }
+  async save() {
+    download(await this.blob(), "map.png");
+  }
 
   keepSoon() {
     clearTimeout(this.timer);

@@ -4,10 +4,14 @@ import { announce, element, radios, radioValue, setEnabled, isEnabled, setRadio 
 import { rgb, UNPAINTED, withNearestLabels } from "./label_map.js";
 
 const MOST_UNDO_BYTES = 2 ** 26;
-const MOST_FILLED = 400_000;  // pixels of a map up to which the nearest labels are shown
-const NEUTRAL = [[150, 150, 150], [172, 172, 172]];  // the two grays of unpainted pixels
-const KEYS = "Arrow keys move the brush, Space paints, Enter holds the brush down, F fills, [ and ] change its width, "
-  + "digits choose a label, Delete erases, Ctrl+Z undoes, plus and minus zoom.";
+const MOST_FILLED = 400_000; // pixels of a map up to which the nearest labels are shown
+const NEUTRAL = [
+  [150, 150, 150],
+  [172, 172, 172],
+]; // the two grays of unpainted pixels
+const KEYS =
+  "Arrow keys move the brush, Space paints, Enter holds the brush down, F fills, [ and ] change its width, " +
+  "digits choose a label, Delete erases, Ctrl+Z undoes, plus and minus zoom.";
 
 export class Painter {
   /** `labels`: [{name, color}]; `fills`: whether unpainted pixels take the nearest label; `changed` is called after strokes. */
@@ -15,7 +19,16 @@ export class Painter {
     Object.assign(this, { name, title, fills, changed, room });
     this.labels = labels.map((label) => ({ ...label, rgb: rgb(label.color) }));
     [this.width, this.height, this.numbers] = [1, 1, new Int16Array([UNPAINTED])];
-    Object.assign(this, { image: null, fixed: null, zoom: 1, past: [], future: [], pen: false, last: null, pending: false });
+    Object.assign(this, {
+      image: null,
+      fixed: null,
+      zoom: 1,
+      past: [],
+      future: [],
+      pen: false,
+      last: null,
+      pending: false,
+    });
     this.cursor = { x: 0, y: 0 };
     this.build();
   }
@@ -27,43 +40,85 @@ export class Painter {
     this.ground = element("div", { className: "ground" }, this.canvas, this.ring);
     this.viewport = element("div", { className: "viewport" }, this.ground);
     const choices = this.labels.map(({ name, color }, value) => ({ value: String(value), label: name, color }));
-    this.chips = radios(`${this.name}-label`, "Label", [...choices, { value: String(UNPAINTED), label: this.fills ? "Unpainted" : "Keep", color: "" }],
-      "0", () => {}, { hideTitle: true });
+    this.chips = radios(
+      `${this.name}-label`,
+      "Label",
+      [...choices, { value: String(UNPAINTED), label: this.fills ? "Unpainted" : "Keep", color: "" }],
+      "0",
+      () => {},
+      { hideTitle: true },
+    );
     this.chips.classList.add("chips");
-    const tool = radios(`${this.name}-tool`, "Tool", [{ value: "brush", label: "Brush" }, { value: "fill", label: "Fill" }],
-      "brush", () => {}, { hideTitle: true });
+    const tool = radios(
+      `${this.name}-tool`,
+      "Tool",
+      [
+        { value: "brush", label: "Brush" },
+        { value: "fill", label: "Fill" },
+      ],
+      "brush",
+      () => {},
+      { hideTitle: true },
+    );
     this.brush = element("input", {
-      type: "range", min: 1, max: 64, value: 8, id: `${this.name}-brush`, oninput: () => this.showRing(),
+      type: "range",
+      min: 1,
+      max: 64,
+      value: 8,
+      id: `${this.name}-brush`,
+      oninput: () => this.showRing(),
     });
-    const button = (text, title, act, id) => element("button", {
-      type: "button", title, id: `${this.name}-${id}`, onclick: (event) => { if (isEnabled(event.currentTarget)) act(); },
-      "aria-label": title,
-    }, text);
+    const button = (text, title, act, id) =>
+      element(
+        "button",
+        {
+          type: "button",
+          title,
+          id: `${this.name}-${id}`,
+          onclick: (event) => {
+            if (isEnabled(event.currentTarget)) act();
+          },
+          "aria-label": title,
+        },
+        text,
+      );
     this.undoButton = button("↶", "Undo (Ctrl+Z)", () => this.undo(), "undo");
     this.redoButton = button("↷", "Redo (Ctrl+Shift+Z)", () => this.redo(), "redo");
-    this.tools = element("div", { className: "tools" }, tool,
-      element("label", { className: "slider", htmlFor: this.brush.id }, "Width"), this.brush,
-      this.undoButton, this.redoButton,
-      button("−", "Zoom out", () => this.setZoom(this.zoom / 2), "out"), button("+", "Zoom in", () => this.setZoom(this.zoom * 2), "in"),
-      button("Clear", "Clear", () => this.clear(), "clear"));
+    this.tools = element(
+      "div",
+      { className: "tools" },
+      tool,
+      element("label", { className: "slider", htmlFor: this.brush.id }, "Width"),
+      this.brush,
+      this.undoButton,
+      this.redoButton,
+      button("−", "Zoom out", () => this.setZoom(this.zoom / 2), "out"),
+      button("+", "Zoom in", () => this.setZoom(this.zoom * 2), "in"),
+      button("Clear", "Clear", () => this.clear(), "clear"),
+    );
     this.listen();
     this.showUndo();
   }
 
   // --- what is painted ------------------------------------------------------------------------------------------------
 
-  get isPainted() { return this.numbers.some((number) => number !== UNPAINTED); }
+  get isPainted() {
+    return this.numbers.some((number) => number !== UNPAINTED);
+  }
 
-  get chosen() { return Number(radioValue(`${this.name}-label`)); }
+  get chosen() {
+    return Number(radioValue(`${this.name}-label`));
+  }
 
   /** Another size. The painted pixels are scaled, or with `moved` {x, y} they keep their size and move. */
   resize(width, height, moved = null) {
     if (width === this.width && height === this.height && !moved) return;
-    const before = this.numbers, numbers = new Int16Array(width * height).fill(UNPAINTED);
+    const before = this.numbers,
+      numbers = new Int16Array(width * height).fill(UNPAINTED);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
-        const fromX = moved ? x - moved.x : Math.floor((x + 0.5) * this.width / width);
-        const fromY = moved ? y - moved.y : Math.floor((y + 0.5) * this.height / height);
+        const fromX = moved ? x - moved.x : Math.floor(((x + 0.5) * this.width) / width);
+        const fromY = moved ? y - moved.y : Math.floor(((y + 0.5) * this.height) / height);
         if (fromX >= 0 && fromX < this.width && fromY >= 0 && fromY < this.height) {
           numbers[y * width + x] = before[fromY * this.width + fromX];
         }
@@ -104,9 +159,13 @@ export class Painter {
     while (this.past.length > 1 && this.past.length * this.numbers.byteLength > MOST_UNDO_BYTES) this.past.shift();
   }
 
-  undo() { this.exchange(this.past, this.future, "Undone"); }
+  undo() {
+    this.exchange(this.past, this.future, "Undone");
+  }
 
-  redo() { this.exchange(this.future, this.past, "Done again"); }
+  redo() {
+    this.exchange(this.future, this.past, "Done again");
+  }
 
   exchange(from, to, said) {
     if (!from.length) return;
@@ -135,20 +194,26 @@ export class Painter {
         if ((row - y) ** 2 + (column - x) ** 2 <= radius ** 2) this.numbers[row * this.width + column] = label;
       }
     }
-    const at = Math.round(y) * this.width + Math.round(x);  // a brush of one pixel
+    const at = Math.round(y) * this.width + Math.round(x); // a brush of one pixel
     if (x > -0.5 && y > -0.5 && x < this.width - 0.5 && y < this.height - 0.5) this.numbers[at] = label;
   }
 
   line(from, to) {
-    const steps = Math.max(Math.ceil(2 * Math.hypot(to.x - from.x, to.y - from.y) / Math.max(this.brush.value / 2, 1)), 1);
+    const steps = Math.max(
+      Math.ceil((2 * Math.hypot(to.x - from.x, to.y - from.y)) / Math.max(this.brush.value / 2, 1)),
+      1,
+    );
     for (let step = 0; step <= steps; step++) {
-      this.dab(from.x + (to.x - from.x) * step / steps, from.y + (to.y - from.y) * step / steps);
+      this.dab(from.x + ((to.x - from.x) * step) / steps, from.y + ((to.y - from.y) * step) / steps);
     }
     this.drawSoon();
   }
 
   fill(x, y) {
-    const start = Math.floor(y) * this.width + Math.floor(x), from = this.numbers[start], to = this.chosen, todo = [start];
+    const start = Math.floor(y) * this.width + Math.floor(x),
+      from = this.numbers[start],
+      to = this.chosen,
+      todo = [start];
     if (from === undefined || from === to) return;
     this.remember();
     while (todo.length) {
@@ -169,11 +234,15 @@ export class Painter {
   drawSoon() {
     if (this.pending) return;
     this.pending = true;
-    requestAnimationFrame(() => { this.pending = false; this.draw(); });
+    requestAnimationFrame(() => {
+      this.pending = false;
+      this.draw();
+    });
   }
 
   draw() {
-    const { width, height, numbers, context } = this, count = width * height;
+    const { width, height, numbers, context } = this,
+      count = width * height;
     if (this.canvas.width !== width || this.canvas.height !== height) {
       [this.canvas.width, this.canvas.height] = [width, height];
     }
@@ -186,17 +255,20 @@ export class Painter {
     }
     const shown = this.image ? context.getImageData(0, 0, width, height) : context.createImageData(width, height);
     for (let at = 0; at < count; at++) {
-      const x = at % width, y = (at - x) / width, odd = (Math.floor(x / 4) + Math.floor(y / 4)) % 2;
+      const x = at % width,
+        y = (at - x) / width,
+        odd = (Math.floor(x / 4) + Math.floor(y / 4)) % 2;
       const marked = numbers[at] !== UNPAINTED;
       if (this.image) {
         const always = this.fixed?.(x, y);
         if (!marked && !always) continue;
-        const color = marked ? this.labels[numbers[at]].rgb : NEUTRAL[odd], part = marked ? (odd ? 0.75 : 0.55) : 1;
+        const color = marked ? this.labels[numbers[at]].rgb : NEUTRAL[odd],
+          part = marked ? (odd ? 0.75 : 0.55) : 1;
         for (let channel = 0; channel < 3; channel++) {
           shown.data[at * 4 + channel] = shown.data[at * 4 + channel] * (1 - part) + color[channel] * part;
         }
       } else {
-        const label = marked ? numbers[at] : this.nearest?.[at] ?? UNPAINTED;
+        const label = marked ? numbers[at] : (this.nearest?.[at] ?? UNPAINTED);
         for (let channel = 0; channel < 3; channel++) {
           const color = label === UNPAINTED ? NEUTRAL[odd][channel] : this.labels[label].rgb[channel];
           shown.data[at * 4 + channel] = marked ? color : color * 0.3 + NEUTRAL[odd][channel] * 0.7;
@@ -222,15 +294,17 @@ export class Painter {
   setZoom(zoom) {
     const before = this.zoom;
     this.zoom = Math.min(Math.max(zoom, 1), 16);
-    const { viewport } = this, middle = [viewport.scrollLeft + viewport.clientWidth / 2, viewport.scrollTop + viewport.clientHeight / 2];
+    const { viewport } = this,
+      middle = [viewport.scrollLeft + viewport.clientWidth / 2, viewport.scrollTop + viewport.clientHeight / 2];
     this.layOut();
-    viewport.scrollLeft = middle[0] * this.zoom / before - viewport.clientWidth / 2;
-    viewport.scrollTop = middle[1] * this.zoom / before - viewport.clientHeight / 2;
+    viewport.scrollLeft = (middle[0] * this.zoom) / before - viewport.clientWidth / 2;
+    viewport.scrollTop = (middle[1] * this.zoom) / before - viewport.clientHeight / 2;
     announce(`Zoom ${this.zoom}`);
   }
 
   showRing() {
-    const side = Math.max(Number(this.brush.value), 1) * (this.scale ?? 1), { style } = this.ring;
+    const side = Math.max(Number(this.brush.value), 1) * (this.scale ?? 1),
+      { style } = this.ring;
     style.width = style.height = `${side}px`;
     style.left = `${(this.cursor.x + 0.5) * this.scale - side / 2}px`;
     style.top = `${(this.cursor.y + 0.5) * this.scale - side / 2}px`;
@@ -239,12 +313,14 @@ export class Painter {
   // --- mouse, pen, touch and keyboard ---------------------------------------------------------------------------------
 
   listen() {
-    const { canvas } = this, place = (event) => {
-      const box = canvas.getBoundingClientRect();
-      return {
-        x: (event.clientX - box.left) / box.width * this.width - 0.5, y: (event.clientY - box.top) / box.height * this.height - 0.5,
+    const { canvas } = this,
+      place = (event) => {
+        const box = canvas.getBoundingClientRect();
+        return {
+          x: ((event.clientX - box.left) / box.width) * this.width - 0.5,
+          y: ((event.clientY - box.top) / box.height) * this.height - 0.5,
+        };
       };
-    };
     canvas.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       event.preventDefault();
@@ -269,18 +345,35 @@ export class Painter {
         this.last = here;
       }
     });
-    const end = () => { if (this.last) { this.last = null; this.finish(); } };
+    const end = () => {
+      if (this.last) {
+        this.last = null;
+        this.finish();
+      }
+    };
     canvas.addEventListener("pointerup", end);
     canvas.addEventListener("pointercancel", end);
-    canvas.addEventListener("pointerleave", () => { if (document.activeElement !== canvas) this.ring.hidden = true; });
-    canvas.addEventListener("focus", () => { this.ring.hidden = false; this.showRing(); });
-    canvas.addEventListener("blur", () => { this.ring.hidden = true; this.pen = false; });
+    canvas.addEventListener("pointerleave", () => {
+      if (document.activeElement !== canvas) this.ring.hidden = true;
+    });
+    canvas.addEventListener("focus", () => {
+      this.ring.hidden = false;
+      this.showRing();
+    });
+    canvas.addEventListener("blur", () => {
+      this.ring.hidden = true;
+      this.pen = false;
+    });
     canvas.addEventListener("keydown", (event) => this.onKey(event));
-    this.viewport.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey) return;
-      event.preventDefault();
-      this.setZoom(event.deltaY < 0 ? this.zoom * 2 : this.zoom / 2);
-    }, { passive: false });
+    this.viewport.addEventListener(
+      "wheel",
+      (event) => {
+        if (!event.ctrlKey) return;
+        event.preventDefault();
+        this.setZoom(event.deltaY < 0 ? this.zoom * 2 : this.zoom / 2);
+      },
+      { passive: false },
+    );
   }
 
   onKey(event) {
@@ -290,7 +383,8 @@ export class Painter {
     if (moves) {
       const step = event.shiftKey ? Math.max(Number(this.brush.value), 1) : 1;
       const to = {
-        x: Math.min(Math.max(x + moves[0] * step, 0), this.width - 1), y: Math.min(Math.max(y + moves[1] * step, 0), this.height - 1),
+        x: Math.min(Math.max(x + moves[0] * step, 0), this.width - 1),
+        y: Math.min(Math.max(y + moves[1] * step, 0), this.height - 1),
       };
       if (this.pen) this.line({ x, y }, to);
       this.cursor = to;
@@ -302,7 +396,11 @@ export class Painter {
       this.finish();
     } else if (event.key === "Enter") {
       this.pen = !this.pen;
-      if (this.pen) { this.remember(); this.dab(x, y); this.draw(); } else this.finish();
+      if (this.pen) {
+        this.remember();
+        this.dab(x, y);
+        this.draw();
+      } else this.finish();
       announce(this.pen ? "The brush is down" : "The brush is up");
     } else if (event.key === "f" || event.key === "F") this.fill(x, y);
     else if (event.key === "[" || event.key === "]") {
@@ -322,8 +420,12 @@ export class Painter {
   }
 
   follow() {
-    const { viewport, scale, cursor } = this, x = cursor.x * scale, y = cursor.y * scale;
-    if (x < viewport.scrollLeft || x > viewport.scrollLeft + viewport.clientWidth) viewport.scrollLeft = x - viewport.clientWidth / 2;
-    if (y < viewport.scrollTop || y > viewport.scrollTop + viewport.clientHeight) viewport.scrollTop = y - viewport.clientHeight / 2;
+    const { viewport, scale, cursor } = this,
+      x = cursor.x * scale,
+      y = cursor.y * scale;
+    if (x < viewport.scrollLeft || x > viewport.scrollLeft + viewport.clientWidth)
+      viewport.scrollLeft = x - viewport.clientWidth / 2;
+    if (y < viewport.scrollTop || y > viewport.scrollTop + viewport.clientHeight)
+      viewport.scrollTop = y - viewport.clientHeight / 2;
   }
 }

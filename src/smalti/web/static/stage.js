@@ -33,13 +33,14 @@ export class Stage {
     const figures = images.map((image, index) => make(image, index));
     const grid = element("div", { className: "images" }, ...figures);
     const refit = () => {
-      const { width, height } = this.room, below = note ? note.offsetHeight + GAP : 0;
+      const { width, height } = this.room,
+        below = note ? note.offsetHeight + GAP : 0;
       const { columns, scale } = bestGrid(images[0], images.length, width, height - below);
       grid.style.gridTemplateColumns = `repeat(${columns}, max-content)`;
       figures.forEach((figure, index) => {
-        const picture = figure.querySelector("img") ?? figure;
-        picture.style.width = `${images[index].width * scale}px`;
-        picture.style.height = `${images[index].height * scale}px`;
+        const img = figure.querySelector("img") ?? figure;
+        img.style.width = `${images[index].width * scale}px`;
+        img.style.height = `${images[index].height * scale}px`;
       });
     };
     this.show(kind, refit, grid, ...(note ? [note] : []));
@@ -50,43 +51,66 @@ export class Stage {
   showPreviews(previews, size) {
     const shown = [...this.root.querySelectorAll("img")];
     if (this.root.dataset.kind === "previews" && shown.length === previews.length) {
-      previews.forEach((url, index) => { shown[index].src = url; });
+      previews.forEach((url, index) => {
+        shown[index].src = url;
+      });
       return;
     }
-    this.showGrid("previews", previews.map(() => size), (_, index) => element("img", {
-      src: previews[index], alt: `Image ${index + 1}, in progress`,
-    }));
+    this.showGrid(
+      "previews",
+      previews.map(() => size),
+      (_, index) =>
+        element("img", {
+          src: previews[index],
+          alt: `Image ${index + 1}, in progress`,
+        }),
+    );
   }
 
   /** Results or one image: `pick(image)` when one of several is chosen. */
   showImages(images, pick) {
     const several = images.length > 1;
     return this.showGrid(several ? "results" : "image", images, (image) => {
-      const picture = element("img", { src: image.url, alt: describe(image), draggable: true });
+      const img = element("img", { src: image.url, alt: describe(image), draggable: true });
       return several
-        ? element("button", { type: "button", className: "pick", onclick: () => pick(image), title: `${image.caption}, seed ${image.seed}` }, picture)
-        : picture;
+        ? element(
+            "button",
+            {
+              type: "button",
+              className: "pick",
+              onclick: () => pick(image),
+              title: `${image.caption}, seed ${image.seed}`,
+            },
+            img,
+          )
+        : img;
     });
   }
 
   /** Examples of the model: a wide one above the others. */
   showExamples(examples, pick) {
-    const wide = examples.filter((one) => one.width > 1.5 * one.height), square = examples.filter((one) => !wide.includes(one));
-    const button = (one) => element("button", { type: "button", className: "pick", onclick: () => pick(one), title: "Reuse these settings" },
-      element("img", { src: one.url, alt: describe(one) }));
+    const wide = examples.filter((one) => one.width > 1.5 * one.height),
+      square = examples.filter((one) => !wide.includes(one));
+    const button = (one) =>
+      element(
+        "button",
+        { type: "button", className: "pick", onclick: () => pick(one), title: "Reuse these settings" },
+        element("img", { src: one.url, alt: describe(one) }),
+      );
     const rows = [wide.slice(0, 1), square.slice(0, 4)].filter((row) => row.length);
     const grids = rows.map((row) => element("div", { className: "images row" }, ...row.map(button)));
     const note = element("p", { className: "hint" }, "Made with this model. Click one to reuse its settings.");
     const refit = () => {
-      const { width, height } = this.room, left = height - note.offsetHeight - GAP * rows.length;
+      const { width, height } = this.room,
+        left = height - note.offsetHeight - GAP * rows.length;
       const aspect = (row) => row.reduce((sum, one) => sum + one.width / one.height, 0);
-      const wanted = rows.reduce((sum, row) => sum + 1 / aspect(row), 0);  // height at width 1
+      const wanted = rows.reduce((sum, row) => sum + 1 / aspect(row), 0); // height at width 1
       const used = Math.min(width - 3 * GAP, left / wanted);
       rows.forEach((row, index) => {
         const tall = (used - GAP * (row.length - 1)) / aspect(row);
-        [...grids[index].querySelectorAll("img")].forEach((picture, place) => {
-          picture.style.height = `${tall}px`;
-          picture.style.width = `${tall * row[place].width / row[place].height}px`;
+        [...grids[index].querySelectorAll("img")].forEach((img, place) => {
+          img.style.height = `${tall}px`;
+          img.style.width = `${(tall * row[place].width) / row[place].height}px`;
         });
       });
     };
@@ -103,7 +127,10 @@ export function bestGrid(size, count, width, height) {
   let best = { columns: 1, scale: 0 };
   for (let columns = 1; columns <= count; columns++) {
     const rows = Math.ceil(count / columns);
-    const free = Math.min((width - GAP * (columns - 1)) / (columns * size.width), (height - GAP * (rows - 1)) / (rows * size.height));
+    const free = Math.min(
+      (width - GAP * (columns - 1)) / (columns * size.width),
+      (height - GAP * (rows - 1)) / (rows * size.height),
+    );
     const scale = free >= 1 ? Math.floor(free) : free;
     if (scale > best.scale) best = { columns, scale };
   }
@@ -112,7 +139,8 @@ export function bestGrid(size, count, width, height) {
 
 /** An image -> its alternative text: what was requested. */
 export function describe(image) {
-  const { conditions = {} } = image, named = Object.values(conditions).filter(Boolean).join(", ");
+  const { conditions = {} } = image,
+    named = Object.values(conditions).filter(Boolean).join(", ");
   const subject = named || image.settings?.label || image.caption || "no class and no text";
   return `Image for: ${subject.replaceAll("-", " ")}; seed ${image.seed ?? image.settings?.seed}, ${image.width} by ${image.height} pixels`;
 }

@@ -1,13 +1,14 @@
 // What this browser keeps: images and settings, in IndexedDB; in memory where a browser has none.
 
-const MOST = 500;  // images; the oldest are deleted beyond
+const MOST = 500; // images; the oldest are deleted beyond
 let database = null;
 const memory = { images: new Map(), values: new Map(), next: 1 };
 
-const done = (request) => new Promise((resolve, reject) => {
-  request.onsuccess = () => resolve(request.result);
-  request.onerror = () => reject(request.error);
-});
+const done = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
 
 /** Open the database. */
 export async function openStorage() {
@@ -18,7 +19,9 @@ export async function openStorage() {
       request.result.createObjectStore("values");
     };
     database = await done(request);
-  } catch { database = null; }
+  } catch {
+    database = null;
+  }
 }
 
 const store = (name, mode = "readonly") => database.transaction(name, mode).objectStore(name);
@@ -36,8 +39,7 @@ export async function addImage(image) {
 }
 
 /** All images, the oldest first. */
-export const allImages = async () =>
-  database ? done(store("images").getAll()) : [...memory.images.values()];
+export const allImages = async () => (database ? done(store("images").getAll()) : [...memory.images.values()]);
 
 export async function deleteImage(id) {
   if (database) await done(store("images", "readwrite").delete(id));
@@ -49,8 +51,7 @@ export async function deleteAllImages() {
   else memory.images.clear();
 }
 
-export const getValue = async (key) =>
-  database ? done(store("values").get(key)) : memory.values.get(key);
+export const getValue = async (key) => (database ? done(store("values").get(key)) : memory.values.get(key));
 
 export async function setValue(key, value) {
   if (database) await done(store("values", "readwrite").put(value, key));
