@@ -1,5 +1,4 @@
 // Editing: one canvas with an image, the marks of what is generated anew, and the room by which it is extended.
-import { pngBlob, readImage } from "./api.js";
 import { byId, element, radios, radioValue, setRadio } from "./dom.js";
 import { maskBlob } from "./label_map.js";
 import { Painter } from "./painter.js";
@@ -17,6 +16,7 @@ export class Editing {
   /** `changed` after every change, `sized` when the canvas has another size. */
   constructor(model, stage, { changed, sized }) {
     Object.assign(this, { model, stage, changed, sized, image: null, bitmap: null });
+    this.extension = { top: 0, right: 0, bottom: 0, left: 0 };
     this.painter = new Painter({
       name: "mask",
       title: "Image to edit: paint over what is to be generated",
@@ -33,8 +33,9 @@ export class Editing {
     return { width, height };
   }
 
-  controls() {
-    const open = element("input", {
+  /** `open(file)` when a file is chosen. */
+  controls(open) {
+    const input = element("input", {
       type: "file",
       id: "open-image",
       accept: "image/*",
@@ -43,7 +44,7 @@ export class Editing {
       onchange: (event) => {
         const [file] = event.target.files;
         event.target.value = "";
-        if (file) this.openFile(file);
+        if (file) open(file);
       },
     });
     this.sideChoice = radios(
@@ -76,8 +77,8 @@ export class Editing {
       element(
         "div",
         { className: "line" },
-        open,
-        element("button", { type: "button", id: "open", onclick: () => open.click() }, "Open an image…"),
+        input,
+        element("button", { type: "button", id: "open", onclick: () => input.click() }, "Open an image…"),
         element("small", { className: "hint" }, "or drop one, or choose Edit below an image"),
       ),
       this.strokes,
@@ -91,12 +92,6 @@ export class Editing {
           : "Unmarked pixels stay exactly as they are. The best of four tries is kept for each image.",
       ),
     ];
-  }
-
-  async openFile(file) {
-    const found = await readImage(file);
-    await this.open({ blob: pngBlob(found.png), name: found.name, width: found.width, height: found.height });
-    return found;
   }
 
   /** Edit an image {blob, name, width, height}; with a `side`, extend it. */

@@ -5,9 +5,9 @@ import * as storage from "./storage.js";
 import { zip } from "./zip.js";
 
 export class Gallery {
-  /** `pick(image)` when one is chosen. */
-  constructor(pick) {
-    Object.assign(this, { pick, images: [], chosen: null });
+  /** `pick(image)` when one is chosen, `removed(images)` after some are deleted. */
+  constructor(pick, removed) {
+    Object.assign(this, { pick, removed, images: [], chosen: null });
     byId("download-all").onclick = (event) => {
       if (isEnabled(event.currentTarget)) this.downloadAll();
     };
@@ -49,6 +49,7 @@ export class Gallery {
     this.images.splice(place, 1);
     URL.revokeObjectURL(image.url);
     this.show();
+    this.removed([image]);
     announce(`Deleted ${image.name}`);
     return this.images[Math.min(place, this.images.length - 1)] ?? null;
   }
@@ -56,9 +57,10 @@ export class Gallery {
   async deleteAll() {
     await storage.deleteAllImages();
     this.images.forEach((image) => URL.revokeObjectURL(image.url));
-    this.images = [];
+    const deleted = this.images.splice(0);
     this.calm();
     this.show();
+    this.removed(deleted);
     announce("The gallery is empty");
   }
 

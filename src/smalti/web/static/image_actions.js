@@ -62,9 +62,16 @@ export class ImageActions {
   async remove(image) {
     const { page } = this,
       next = await page.gallery.remove(image);
-    page.results = page.results.filter((one) => one.id !== image.id);
     if (next) page.showSingle(next);
-    else page.showMode();
+  }
+
+  /** An image file is edited. */
+  editFile(file) {
+    return this.page.guard(async () => this.editUpload(await api.readImage(file)));
+  }
+
+  editUpload({ png, name, width, height }) {
+    return this.edit({ blob: api.pngBlob(png), name, width, height });
   }
 
   /** A dropped file: an image of ours restores its settings, another one is edited, or reconstructed in that mode. */
@@ -76,9 +83,9 @@ export class ImageActions {
         return;
       }
       const found = await api.readImage(file),
-        { name, width, height, settings } = found;
+        { width, height, settings } = found;
       if (!settings || page.mode === "edit") {
-        await this.edit({ blob: api.pngBlob(found.png), name, width, height });
+        await this.editUpload(found);
         return;
       }
       await page.restore(settings);

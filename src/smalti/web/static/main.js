@@ -11,11 +11,16 @@ import { Settings } from "./settings.js";
 import { Stage } from "./stage.js";
 import { getValue, openStorage, setValue } from "./storage.js";
 
+const GENERATED = ["sample", "edit", "vary"]; // tasks whose images go to the gallery
+
 class Page {
   constructor(model) {
     Object.assign(this, { model, mode: "create", results: [], single: null, examples: [] });
     this.stage = new Stage();
-    this.gallery = new Gallery((image) => this.showSingle(image));
+    this.gallery = new Gallery(
+      (image) => this.showSingle(image),
+      (images) => this.onRemoved(images),
+    );
     this.settings = new Settings(model, { changed: () => this.onChange(), sized: () => this.onSize() });
     const part = model.conditions.find((one) => one.kind === "paint");
     this.map = part ? new MapPanel(part, () => this.onChange()) : null;
@@ -38,7 +43,7 @@ class Page {
         return made;
       };
     byId("panel").append(
-      section("edit", ...this.editing.controls()),
+      section("edit", ...this.editing.controls((file) => this.actions.editFile(file))),
       section(
         "create edit",
         ...settings.conditionControls(),
@@ -82,10 +87,8 @@ class Page {
       const [file] = event.dataTransfer.files;
       if (file) this.actions.drop(file);
     });
-    document.body.classList.add("ready");
     this.setMode("create");
     this.onSize();
-    this.onChange();
   }
 
   /** Run something; an error becomes a sentence under the stage. */
@@ -152,7 +155,6 @@ class Page {
   }
 
   showEstimate() {
-    if (byId("status").classList.contains("error")) return;
     const codes = this.mode === "edit" && this.editing.image ? this.editing.newCodes : null;
     const seconds = this.settings.estimate(this.size, { count: Number(byId("count").value), codes });
     const tries = this.mode === "edit" && !this.model.any_order ? 4 : 1;
@@ -250,6 +252,14 @@ class Page {
     this.gallery.mark(image);
   }
 
+  /** Deleted images leave the stage. */
+  onRemoved(images) {
+    const deleted = new Set(images.map(({ id }) => id));
+    const isShown = this.single ? deleted.has(this.single.id) : this.stage.root.dataset.kind === "results";
+    this.results = this.results.filter(({ id }) => !deleted.has(id));
+    if (isShown) this.showMode();
+  }
+
   showResults() {
     if (this.results.length === 1) {
       this.showSingle(this.results[0]);
@@ -338,6 +348,8 @@ class Page {
     this.build();
     await this.gallery.open();
     await this.restoreVisit();
+    document.body.classList.add("ready"); // from now on changes are kept
+    this.onChange();
     await this.openLink();
     this.guard(() => this.resume());
     await this.loadExamples();
@@ -345,7 +357,8 @@ class Page {
       await new Promise((next) => setTimeout(next, 1000));
       this.model.pace = (await api.getJson("api/model")).pace;
     }
-    this.onChange();
+    this.settings.showTimes();
+    if (!byId("status").textContent && !this.jobs.isBusy) this.showEstimate();
   }
 
   async resume() {

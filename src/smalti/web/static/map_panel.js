@@ -8,7 +8,7 @@ import { getValue, setValue } from "./storage.js";
 export class MapPanel {
   /** `part`: the model's painted condition; `changed` after every change. */
   constructor(part, changed) {
-    Object.assign(this, { part, changed, states: {}, root: byId("map-panel") });
+    Object.assign(this, { part, changed, states: {}, mode: "create", isRestored: false, root: byId("map-panel") });
     this.colors = part.colors.map(rgb);
     const labels = part.names.map((name, at) => ({ name, color: part.colors[at] }));
     this.painter = new Painter({
@@ -103,6 +103,7 @@ export class MapPanel {
   /** Another mode's map. */
   switchMode(from, to, { width, height }) {
     const { painter } = this;
+    this.mode = to;
     this.states[from] = { numbers: painter.numbers, width: painter.width, height: painter.height };
     const found = this.states[to];
     if (found && found.width === width && found.height === height) painter.set(found.numbers, width, height);
@@ -111,6 +112,7 @@ export class MapPanel {
 
   resize({ width, height }, moved = null) {
     this.painter.resize(width, height, moved);
+    this.keepSoon();
   }
 
   /** A file -> the map on the canvas; what is no map is a sentence under the stage. */
@@ -138,7 +140,9 @@ export class MapPanel {
     download(await this.blob(), "map.png");
   }
 
+  /** The map of new images is kept in this browser. */
   keepSoon() {
+    if (!this.isRestored || this.mode !== "create") return;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
       const { numbers, width, height } = this.painter;
@@ -149,6 +153,7 @@ export class MapPanel {
   /** The map of the last visit, if the labels are the same; returns its size. */
   async restore() {
     const kept = await getValue(`map-${this.part.key}`);
+    this.isRestored = true;
     if (!kept || JSON.stringify(kept.names) !== JSON.stringify(this.part.names)) return null;
     if (!kept.numbers.some((number) => number >= 0)) return null;
     this.painter.set(kept.numbers, kept.width, kept.height);
