@@ -76,6 +76,10 @@ def test_the_mask_survives_another_size(editing: PageUnderTest) -> None:
         page.slide("amount", 8)
         top, left = place
         assert np.array_equal(page.canvas("mask-canvas")[top : top + 24, left : left + 20], marked)
+        tab.click("#mask-undo")  # undo and redo go on over a change of the size
+        assert np.array_equal(page.canvas("mask-canvas")[top : top + 24, left : left + 20, :3], GIVEN)
+        tab.click("#mask-redo")
+        assert np.array_equal(page.canvas("mask-canvas")[top : top + 24, left : left + 20], marked)
     page.choose("extend", "none")
     assert np.array_equal(page.canvas("mask-canvas"), marked)
     page.choose("mode", "create")

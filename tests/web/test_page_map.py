@@ -145,6 +145,10 @@ def test_a_map_is_scaled_with_the_size_and_kept_over_a_reload(painting: PageUnde
     small = numbers(page)
     page.choose("size", "12x32")
     assert np.array_equal(numbers(page), np.repeat(small, 2, 1))
+    tab.click("#map-undo")
+    assert (numbers(page) == -1).all()
+    tab.click("#map-redo")
+    assert np.array_equal(numbers(page), np.repeat(small, 2, 1))
     tab.wait_for_timeout(600)  # it is kept a moment later
     page.open()
     tab.wait_for_selector("#map-canvas:visible")

@@ -105,7 +105,7 @@ export class Editing {
     this.extension = { top: 0, right: 0, bottom: 0, left: 0 };
     this.painter.resize(image.width, image.height, { x: 0, y: 0 });
     this.painter.clear();
-    [this.painter.past, this.painter.future] = [[], []];
+    this.painter.history.clear();
     this.painter.showUndo();
     const f = this.model.factor,
       [height, width] = this.model.size;

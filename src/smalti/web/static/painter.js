@@ -1,9 +1,9 @@
 // A canvas to paint labels on, or a mask over an image: brush with a ring, fill, undo and redo, zoom; by mouse, touch,
 // pen and keyboard. Numbers are those of `label_map.js`: a label per pixel, UNPAINTED elsewhere.
 import { announce, element, radios, radioValue, setEnabled, isEnabled, setRadio } from "./dom.js";
+import { History, resized } from "./history.js";
 import { rgb, UNPAINTED, withNearestLabels } from "./label_map.js";
 
-const MOST_UNDO_BYTES = 2 ** 26;
 const MOST_FILLED = 400_000; // pixels of a map up to which the nearest labels are shown
 const NEUTRAL = [
   [150, 150, 150],
@@ -23,8 +23,7 @@ export class Painter {
       image: null,
       fixed: null,
       zoom: 1,
-      past: [],
-      future: [],
+      history: new History(),
       pen: false,
       last: null,
       pending: false,
@@ -113,18 +112,9 @@ export class Painter {
   /** Another size. The painted pixels are scaled, or with `moved` {x, y} they keep their size and move. */
   resize(width, height, moved = null) {
     if (width === this.width && height === this.height && !moved) return;
-    const before = this.numbers,
-      numbers = new Int16Array(width * height).fill(UNPAINTED);
-    for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        const fromX = moved ? x - moved.x : Math.floor(((x + 0.5) * this.width) / width);
-        const fromY = moved ? y - moved.y : Math.floor(((y + 0.5) * this.height) / height);
-        if (fromX >= 0 && fromX < this.width && fromY >= 0 && fromY < this.height) {
-          numbers[y * width + x] = before[fromY * this.width + fromX];
-        }
-      }
-    }
-    Object.assign(this, { width, height, numbers, past: [], future: [] });
+    const numbers = resized(this, { width, height, moved });
+    this.history.resize({ width, height, moved });
+    Object.assign(this, { width, height, numbers, nearest: null });
     this.cursor = { x: width >> 1, y: height >> 1 };
     this.brush.max = Math.max(Math.ceil(Math.max(width, height) / 2), 4);
     this.showUndo();
@@ -154,30 +144,27 @@ export class Painter {
   }
 
   remember() {
-    this.past.push(this.numbers.slice());
-    this.future = [];
-    while (this.past.length > 1 && this.past.length * this.numbers.byteLength > MOST_UNDO_BYTES) this.past.shift();
+    this.history.remember(this);
   }
 
   undo() {
-    this.exchange(this.past, this.future, "Undone");
+    this.restore(this.history.undo(this), "Undone");
   }
 
   redo() {
-    this.exchange(this.future, this.past, "Done again");
+    this.restore(this.history.redo(this), "Done again");
   }
 
-  exchange(from, to, said) {
-    if (!from.length) return;
-    to.push(this.numbers);
-    this.numbers = from.pop();
+  restore(state, said) {
+    if (!state) return;
+    this.numbers = state.numbers;
     this.finish();
     announce(said);
   }
 
   showUndo() {
-    setEnabled(this.undoButton, this.past.length > 0);
-    setEnabled(this.redoButton, this.future.length > 0);
+    setEnabled(this.undoButton, this.history.canUndo);
+    setEnabled(this.redoButton, this.history.canRedo);
   }
 
   finish() {
