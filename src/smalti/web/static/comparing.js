@@ -12,8 +12,7 @@ export class Comparing {
       type: "file",
       id: "open-photo",
       accept: "image/*",
-      className: "hidden-text",
-      tabIndex: -1,
+      hidden: true,
       onchange: (event) => {
         const [file] = event.target.files;
         event.target.value = "";

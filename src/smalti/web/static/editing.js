@@ -39,8 +39,7 @@ export class Editing {
       type: "file",
       id: "open-image",
       accept: "image/*",
-      className: "hidden-text",
-      tabIndex: -1,
+      hidden: true,
       onchange: (event) => {
         const [file] = event.target.files;
         event.target.value = "";

@@ -27,8 +27,7 @@ export class MapPanel {
       type: "file",
       id: "map-file",
       accept: "image/*",
-      className: "hidden-text",
-      tabIndex: -1,
+      hidden: true,
       onchange: (event) => {
         const [file] = event.target.files;
         event.target.value = "";
