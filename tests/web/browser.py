@@ -38,7 +38,9 @@ class PageUnderTest:
         self.context.close()
 
     def _on_console(self, message: Any) -> None:
-        expected = "Failed to load resource" in message.text and any(f"status of {one}" in message.text for one in ERRORS)
+        expected = "Failed to load resource" in message.text and any(
+            f"status of {one}" in message.text for one in ERRORS
+        )
         if message.type in ("error", "warning") and not expected:
             self.complaints.append(message.text)
 
@@ -172,4 +174,3 @@ class PageUnderTest:
 def decoded(data: bytes) -> Pixels:
     """An image file -> its colors (H,W,3)."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-

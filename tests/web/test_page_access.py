@@ -28,9 +28,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 def sized(request: pytest.FixtureRequest, scheme: str, chromium: Any, address: str) -> Iterator[PageUnderTest]:
     """The page at each size, light and dark."""
     width, height = SIZES[request.param]
-    with PageUnderTest(
-        chromium, address, viewport={"width": width, "height": height}, color_scheme=scheme
-    ) as opened:
+    with PageUnderTest(chromium, address, viewport={"width": width, "height": height}, color_scheme=scheme) as opened:
         opened.open()
         yield opened
         assert opened.complaints == []
@@ -120,9 +118,13 @@ def test_targets_are_24_pixels(sized: PageUnderTest) -> None:
     sized.generate()
     small = sized.tab.eval_on_selector_all(
         "button, input, select, summary, canvas",
-        """(all) => all.filter((one) => one.offsetParent && !one.classList.contains("hidden-text")).map((one) => {
-             const { width, height } = (one.type === "checkbox" ? one.parentElement : one).getBoundingClientRect();
-             return [one.id || one.name || one.textContent, width, height]; }).filter(([, width, height]) => width < 24 || height < 24)""",
+        """(all) => all
+             .filter((one) => one.offsetParent && !one.classList.contains("hidden-text"))
+             .map((one) => {
+               const { width, height } = (one.type === "checkbox" ? one.parentElement : one).getBoundingClientRect();
+               return [one.id || one.name || one.textContent, width, height];
+             })
+             .filter(([, width, height]) => width < 24 || height < 24)""",
     )
     assert small == []
 

@@ -65,7 +65,9 @@ def test_the_seed_can_be_locked_and_typed(page: PageUnderTest) -> None:
 
 def test_an_example_gives_its_settings(page: PageUnderTest) -> None:
     page.tab.locator("#stage .pick").nth(3).click()
-    page.tab.wait_for_function("() => document.querySelector('#status').textContent.includes('settings of the example')")
+    page.tab.wait_for_function(
+        "() => document.querySelector('#status').textContent.includes('settings of the example')"
+    )
     assert page.tab.is_checked('input[name="axis-0"][value="winter"]')
     assert page.value("seed") == "3"
 

@@ -78,7 +78,9 @@ def test_the_ring_has_the_width_of_the_brush_and_the_canvas_zooms(painting: Page
     assert tab.locator("#map-panel .ring").bounding_box()["width"] == pytest.approx(6 * scale, abs=1)
     tab.click("#map-in")
     assert tab.locator("#map-canvas").bounding_box()["width"] / SIZE[1] == pytest.approx(2 * scale)
-    assert tab.locator("#map-panel .viewport").bounding_box()["width"] <= tab.locator("#map-panel").bounding_box()["width"]
+    assert (
+        tab.locator("#map-panel .viewport").bounding_box()["width"] <= tab.locator("#map-panel").bounding_box()["width"]
+    )
     tab.click("#map-out")
     assert tab.locator("#map-canvas").bounding_box()["width"] / SIZE[1] == pytest.approx(scale)
 

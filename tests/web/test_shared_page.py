@@ -127,7 +127,7 @@ def test_the_server_fetches_nothing_and_opens_no_path() -> None:
     bait = HTTPServer(("127.0.0.1", 0), Counted)
     threading.Thread(target=bait.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{bait.server_address[1]}/x.png"
-    file = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+    file = {"path": address, "url": address, "meta": {"_type": "FileData"}}
     try:
         with served(studio(both())) as client:
             for value in (address, file, [file], "/etc/hostname", {"path": "/etc/hostname"}, "../../etc/hostname"):
@@ -277,7 +277,7 @@ def test_fifty_clients_are_served_fairly(model: Path, tmp_path: Path) -> None:
         f"{sum(one.cancelled for one in clients)} cancelled, {sum(one.busy for one in clients)} times busy; "
         f"wait: median {statistics.median(waits):.2f} s, 99th percentile {late:.2f} s; "
         f"jobs per address {min(per_address)} to {max(per_address)}, per client {min(done)} to {max(done)}; "
-        f"longest queue {max(one.worst for one in clients)}; memory +{grown:.0f} MiB, peak +{peak:.0f} MiB"
+        f"longest queue {max(one.worst for one in clients)}; memory {before:.0f} MiB at the start, +{grown:.0f} at the end, peak +{peak:.0f} MiB"
     )
     assert not [wrong for one in clients for wrong in one.wrong]
     assert max(one.worst for one in clients) <= Limits().waiting

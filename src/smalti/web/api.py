@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import parse_json
 from smalti.core.settings import as_mapping
 from smalti.web.examples import Examples
 from smalti.web.jobs import Job, JobQueue
-from smalti.web.limits import unknown
+from smalti.web.limits import too_large, too_many, too_slow, unknown
 from smalti.web.requests import from_link, parse_job
 from smalti.web.sessions import Session, Sessions
 from smalti.web.studio import Studio
@@ -34,7 +36,13 @@ TICK = 0.1
 KEEP_ALIVE = 15.0
 """Seconds without a change after which an empty event keeps the connection open."""
 READERS = 2
-"""Uploads that are read at the same time; others wait for their turn, unread."""
+"""Uploads that are decoded at the same time; others wait for their turn, on disk if they are large."""
+UPLOADS_PER_ADDRESS = 8
+"""Requests with files that one address may be sending at the same time."""
+UPLOAD_SECONDS = 120.0
+"""The longest time that sending a request may take."""
+MOST_JSON = 2**16
+"""Bytes of a request without files."""
 
 
 @final
@@ -44,6 +52,7 @@ class Api:
     def __init__(self, studio: Studio, queue: JobQueue, sessions: Sessions, examples: Examples) -> None:
         self.studio, self.queue, self.sessions, self.examples = studio, queue, sessions, examples
         self._readers = asyncio.Semaphore(READERS)
+        self._uploads: Counter[str] = Counter()
         self.router = APIRouter(prefix="/api")
         for path, function, method in (
             ("/model", self.model, "GET"),
@@ -90,14 +99,12 @@ class Api:
 
     async def read_image(self, request: Request) -> Response:
         """An image file -> its pixels as a PNG file, cropped to whole tiles, and the settings in it if it is ours."""
-        async with self._readers:
-            submission = await _submission(request)
+        async with self._submission(request) as submission:
             return JSONResponse(await run_in_threadpool(dropped_image, self.studio, submission))
 
     async def read_map(self, key: str, request: Request) -> Response:
         """A file with a label map -> the map in the colors of the page, at the size of the query (height, width)."""
-        async with self._readers:
-            submission = await _submission(request)
+        async with self._submission(request) as submission:
             png = await run_in_threadpool(loaded_map, self.studio, key, submission)
         return Response(png, media_type="image/png")
 
@@ -107,8 +114,7 @@ class Api:
         """A job request and its files -> the job, which waits."""
         session, address = self._session(request), _address(request)
         new = session is None
-        async with self._readers:
-            submission = await _submission(request)
+        async with self._submission(request) as submission:
             task = await run_in_threadpool(task_of, self.studio, parse_job(submission.fields), submission.files)
         if session is None:
             session = self.sessions.open(address)
@@ -165,6 +171,30 @@ class Api:
         headers = {"content-disposition": f'inline; filename="{images[number].name}"', "cache-control": "no-store"}
         return Response(images[number].png, media_type="image/png", headers=headers)
 
+    @asynccontextmanager
+    async def _submission(self, request: Request) -> AsyncIterator[Submission]:
+        """A request's body -> its fields and files, while it is the turn of this request to be decoded.
+
+        Slow senders do not keep a turn from others. Raises `Refusal` for too many of one address, and too slow ones.
+        """
+        address = _address(request)
+        if self._uploads[address] >= UPLOADS_PER_ADDRESS:
+            raise too_many(f"your network is sending {UPLOADS_PER_ADDRESS} requests already; wait for one of them")
+        self._uploads[address] += 1
+        try:
+            received = await asyncio.wait_for(_received(request), UPLOAD_SECONDS)
+        except asyncio.TimeoutError:
+            raise too_slow(f"the request was not complete after {UPLOAD_SECONDS:g} seconds; send less") from None
+        finally:
+            self._uploads[address] -= 1
+            self._uploads += Counter()  # forgets addresses that send nothing
+        async with self._readers:
+            try:
+                yield await _read(received, request)
+            finally:
+                if isinstance(received, FormData):
+                    await received.close()
+
     def _session(self, request: Request) -> Session | None:
         return self.sessions.find(request.cookies.get(COOKIE, ""))
 
@@ -201,21 +231,32 @@ def _address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-async def _submission(request: Request) -> Submission:
-    """A request's body -> its fields and files. Raises `SmaltiError` for a body that is neither JSON nor a form."""
+async def _received(request: Request) -> FormData | bytes:
+    """A request's body, whole. Raises `SmaltiError` for a body that is neither JSON nor a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return Submission(_json(await request.body()), {}, dict(request.query_params))
-    if kind != "multipart/form-data":
+    if kind == "multipart/form-data":
+        return await request.form(max_files=8, max_fields=8, max_part_size=MOST_JSON)
+    if kind != "application/json":
         raise SmaltiError("a request is JSON or a form of the type multipart/form-data; set the content type")
-    async with request.form(max_files=8, max_fields=8, max_part_size=2**16) as form:
-        files: dict[str, Upload] = {}
-        for name, value in form.items():
-            if isinstance(value, UploadFile):
-                files[name] = Upload(_plain_name(value.filename or name), await value.read())
-        text = form.get("job")
-        fields = _json(text) if isinstance(text, str) else None
-    return Submission(fields, files, dict(request.query_params))
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_JSON:
+            raise too_large(f"JSON has at most {MOST_JSON // 1024} KiB; send images and maps as files of a form")
+    return body
+
+
+async def _read(received: FormData | bytes, request: Request) -> Submission:
+    """A body -> its fields and files."""
+    query = dict(request.query_params)
+    if isinstance(received, bytes):
+        return Submission(_json(received), {}, query)
+    files: dict[str, Upload] = {}
+    for name, value in received.items():
+        if isinstance(value, UploadFile):
+            files[name] = Upload(_plain_name(value.filename or name), await value.read())
+    text = received.get("job")
+    return Submission(_json(text) if isinstance(text, str) else None, files, query)
 
 
 def _json(text: str | bytes) -> Any:

@@ -59,3 +59,8 @@ def unknown(message: str) -> Refusal:
 def too_large(message: str) -> Refusal:
     """The body of the request is too large: 413."""
     return Refusal(message, status=413)
+
+
+def too_slow(message: str) -> Refusal:
+    """The body of the request took too long to arrive: 408."""
+    return Refusal(message, status=408)

@@ -1,4 +1,5 @@
-// What can be done with one image: download, edit, extend, vary, reuse its settings, delete. And what a dropped file does.
+// What can be done with one image: download, edit, extend, vary, reuse its settings, delete. And what a dropped file
+// does.
 import * as api from "./api.js";
 import { byId, copy, download, element, showStatus } from "./dom.js";
 

@@ -14,7 +14,10 @@ const KEYS =
   "digits choose a label, Delete erases, Ctrl+Z undoes, plus and minus zoom.";
 
 export class Painter {
-  /** `labels`: [{name, color}]; `fills`: whether unpainted pixels take the nearest label; `changed` is called after strokes. */
+  /**
+   * `labels`: [{name, color}]; `fills`: whether unpainted pixels take the nearest label; `changed` is called after
+   * strokes.
+   */
   constructor({ name, title, labels, fills, changed, room }) {
     Object.assign(this, { name, title, fills, changed, room });
     this.labels = labels.map((label) => ({ ...label, rgb: rgb(label.color) }));
@@ -99,7 +102,7 @@ export class Painter {
     this.showUndo();
   }
 
-  // --- what is painted ------------------------------------------------------------------------------------------------
+  // --- what is painted ---------------------------------------------------------------------------------------------
 
   get isPainted() {
     return this.numbers.some((number) => number !== UNPAINTED);
@@ -216,7 +219,7 @@ export class Painter {
     this.finish();
   }
 
-  // --- what is seen ---------------------------------------------------------------------------------------------------
+  // --- what is seen ------------------------------------------------------------------------------------------------
 
   drawSoon() {
     if (this.pending) return;
@@ -297,7 +300,7 @@ export class Painter {
     style.top = `${(this.cursor.y + 0.5) * this.scale - side / 2}px`;
   }
 
-  // --- mouse, pen, touch and keyboard ---------------------------------------------------------------------------------
+  // --- mouse, pen, touch and keyboard ------------------------------------------------------------------------------
 
   listen() {
     const { canvas } = this,

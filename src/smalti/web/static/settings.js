@@ -238,7 +238,7 @@ export class Settings {
     ].filter(Boolean);
   }
 
-  // --- values ---------------------------------------------------------------------------------------------------------
+  // --- values ------------------------------------------------------------------------------------------------------
 
   get size() {
     const value = radioValue("size");
@@ -361,7 +361,7 @@ export class Settings {
     this.changed();
   }
 
-  // --- times ----------------------------------------------------------------------------------------------------------
+  // --- times -------------------------------------------------------------------------------------------------------
 
   /** The estimated seconds of `codes` new codes in an image of a size; null before anything was measured. */
   estimate({ height, width }, { count, codes = null }) {
@@ -379,8 +379,8 @@ export class Settings {
     for (const { height, width } of this.presets) {
       const hint = document.querySelector(`input[name="size"][value="${height}x${width}"] + span small`);
       const seconds = this.estimate({ height, width }, { count });
-      hint.textContent =
-        seconds === null ? `${width} × ${height}` : `${width} × ${height}, about\u00a0${duration(seconds)}`;
+      const time = seconds === null ? "" : `, about ${duration(seconds)}`.replaceAll(" ", "\u00a0").replace("\u00a0", " ");
+      hint.textContent = `${width} × ${height}${time}`;
     }
     byId("greedy-hint").hidden = Number(byId("temperature").value) > 0 && Number(byId("top_k").value) !== 1;
   }

@@ -10,6 +10,10 @@ export class Stage {
     this.urls = [];
     this.refit = () => {};
     new ResizeObserver(() => this.refit()).observe(this.root);
+    new ResizeObserver(([{ target }]) => {
+      // What gets the focus is scrolled out from under the stage.
+      document.documentElement.style.setProperty("--covered", `${target.offsetHeight}px`);
+    }).observe(byId("work"));
   }
 
   /** The room for images in pixels. */
@@ -142,5 +146,6 @@ export function describe(image) {
   const { conditions = {} } = image,
     named = Object.values(conditions).filter(Boolean).join(", ");
   const subject = named || image.settings?.label || image.caption || "no class and no text";
-  return `Image for: ${subject.replaceAll("-", " ")}; seed ${image.seed ?? image.settings?.seed}, ${image.width} by ${image.height} pixels`;
+  const seed = image.seed ?? image.settings?.seed;
+  return `Image for: ${subject.replaceAll("-", " ")}; seed ${seed}, ${image.width} by ${image.height} pixels`;
 }
