@@ -277,7 +277,8 @@ def test_fifty_clients_are_served_fairly(model: Path, tmp_path: Path) -> None:
         f"{sum(one.cancelled for one in clients)} cancelled, {sum(one.busy for one in clients)} times busy; "
         f"wait: median {statistics.median(waits):.2f} s, 99th percentile {late:.2f} s; "
         f"jobs per address {min(per_address)} to {max(per_address)}, per client {min(done)} to {max(done)}; "
-        f"longest queue {max(one.worst for one in clients)}; memory {before:.0f} MiB at the start, +{grown:.0f} at the end, peak +{peak:.0f} MiB"
+        f"longest queue {max(one.worst for one in clients)}; "
+        f"memory {before:.0f} MiB at the start, +{grown:.0f} at the end, peak +{peak:.0f} MiB"
     )
     assert not [wrong for one in clients for wrong in one.wrong]
     assert max(one.worst for one in clients) <= Limits().waiting

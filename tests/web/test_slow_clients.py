@@ -66,6 +66,8 @@ def test_one_address_sends_a_bounded_number_of_requests(server: Server, client: 
         assert answer.status_code == 429
         assert "your network is sending 8 requests already" in answer.json()["error"]
         assert client.get("api/model").status_code == 200
+        proxied = {"x-forwarded-for": "192.0.2.7"}  # by a proxy on this machine: another client
+        assert client.post("api/jobs", json={}, headers=proxied).status_code == 202
     deadline = time.monotonic() + 20
     while client.post("api/jobs", json=[]).status_code == 429:  # the senders are gone, and forgotten
         assert time.monotonic() < deadline
