@@ -105,10 +105,13 @@ def test_any_image_of_the_gallery_can_be_edited(page: PageUnderTest) -> None:
     tab = page.tab
     page.choose("size", "12x32")
     page.slide("count", 2)
+    page.choose("axis-0", "winter")
     page.generate()
+    page.choose("axis-0", "summer")
     tab.locator("#thumbs button").nth(1).click()
     shown = page.images()[0]
     tab.click("#edit-this")
+    assert tab.is_checked('input[name="axis-0"][value="winter"]')  # new parts are like the image
     assert page.focus == "mask-canvas"
     assert np.array_equal(page.canvas("mask-canvas")[:, :, :3], shown)
     page.slide("mask-brush", 4)

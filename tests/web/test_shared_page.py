@@ -1,6 +1,6 @@
 """Trials of a page that strangers share: nobody stops, sees or delays others, and nothing grows without bound.
 
-SMALTI_TRIAL_SECONDS is the length of the trial with 50 clients; docs/reliability.md has its figures for 600.
+SMALTI_TRIAL_SECONDS is the length of the trial with 50 clients; docs/reliability.md has figures for 120.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ export class ImageActions {
   async edit(image, side = "none") {
     const { page } = this;
     await page.editing.open(image, side);
+    if (image.conditions) page.settings.setConditions(image.conditions); // new parts are like the image
     if (page.mode !== "edit") page.setMode("edit");
     page.showMode();
     page.map?.resize(page.editing.size);

@@ -351,6 +351,12 @@ export class Settings {
       byId("seed").value = settings.seed;
       byId("lock").checked = true;
     }
+    this.setConditions(conditions);
+    this.changed();
+  }
+
+  /** The text and the class of an image or a link. */
+  setConditions(conditions) {
     if (this.text) byId("prompt").value = conditions[this.text.key] ?? "";
     if (this.choice) {
       const name = conditions[this.choice.key];
@@ -358,7 +364,6 @@ export class Settings {
       if (name && this.choice.axes) name.split("-").forEach((value, place) => setRadio(`axis-${place}`, value));
       else if (name) byId("choice").value = name;
     }
-    this.changed();
   }
 
   // --- times -------------------------------------------------------------------------------------------------------
