@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias, final
@@ -133,6 +133,7 @@ class JobQueue:
         self._limits, self._idle = limits, idle
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
+        self._order: list[Job] | None = None  # those in the order in which they will run; None if it has to be found
         self._running: Job | None = None
         self._turns: OrderedDict[str, int] = OrderedDict()  # address or session -> number of its last turn
         self._turn, self._closed = 0, False
@@ -161,6 +162,7 @@ class JobQueue:
                 raise busy(f"the queue is full: {limits.waiting} jobs are waiting; try again in a minute")
             job = Job(task, session, address)
             self._waiting.append(job)
+            self._order = None
             self._changed.notify_all()
             return job
 
@@ -169,7 +171,7 @@ class JobQueue:
         with self._changed:
             job.cancelled = True
             if job in self._waiting:
-                self._waiting.remove(job)
+                self._leave(job)
                 job.phase = "cancelled"
                 job.changed += 1
 
@@ -202,27 +204,36 @@ class JobQueue:
             for job in self._waiting:
                 job.cancelled, job.phase = True, "cancelled"
             self._waiting.clear()
+            self._order = None
             if self._running is not None:
                 self._running.cancelled = True
             self._changed.notify_all()
         self._worker.join(timeout=30)
 
-    def _in_order(self) -> Iterator[Job]:
-        """The waiting jobs in the order in which they will run, if none is added."""
-        left, turns, turn = list(self._waiting), dict(self._turns), self._turn
-        while left:
-            job = min(left, key=lambda each: (turns.get(each.address, 0), turns.get(each.session, 0)))
-            left.remove(job)
-            turn += 1
-            turns[job.address] = turns[job.session] = turn
-            yield job
+    def _in_order(self) -> list[Job]:
+        """The waiting jobs in the order in which they will run, if none is added. Many clients ask for it often."""
+        if self._order is None:
+            self._order = []
+            left, turns, turn = list(self._waiting), dict(self._turns), self._turn
+            while left:
+                job = min(left, key=lambda each: (turns.get(each.address, 0), turns.get(each.session, 0)))
+                left.remove(job)
+                turn += 1
+                turns[job.address] = turns[job.session] = turn
+                self._order.append(job)
+        return self._order
+
+    def _leave(self, job: Job) -> None:
+        """A waiting job waits no more."""
+        self._waiting.remove(job)
+        self._order = None
 
     def _take(self) -> Job | None:
         """The next job, None if there is none; it runs from now on."""
-        job = next(self._in_order(), None)
-        if job is None:
+        if not self._waiting:
             return None
-        self._waiting.remove(job)
+        job = self._in_order()[0]
+        self._leave(job)
         self._turn += 1
         for name in (job.address, job.session):
             self._turns[name] = self._turn
@@ -277,6 +288,6 @@ class JobQueue:
     def _drop_abandoned(self) -> None:
         now = time.monotonic()
         for job in [each for each in self._waiting if now - each.watched > ABANDONED]:
-            self._waiting.remove(job)
+            self._leave(job)
             job.cancelled, job.phase = True, "cancelled"
             job.changed += 1
