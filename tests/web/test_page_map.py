@@ -18,7 +18,7 @@ SKY, GROUND, WATER = 0, 1, 2
 SIZE = (12, 16)
 
 
-def numbers(page: PageUnderTest) -> np.ndarray:  # type: ignore[type-arg]
+def numbers(page: PageUnderTest) -> np.ndarray:
     """The map on the canvas as saved by the page: label numbers (H,W), -1 where unpainted."""
     name, data = page.download("#map-save")
     assert name == "map.png"

@@ -94,7 +94,7 @@ class Studio:
             if part.kind == "image":
                 check_pixels(value, self.limits)
             found = self.scratch.read(condition, value)
-        return condition.fit(found, grid=self.pipeline.grid(size))[0]
+        return condition.resize_to_grid(found, grid=self.pipeline.grid(size))[0]
 
     def _labels(self, part: ConditionInput, file: Upload, size: tuple[int, int]) -> Tensor:
         labels = self.label_map(part, file, size)

@@ -16,17 +16,9 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.images.io import (
-    Array,
-    DamagedImage,
-    center_crop,
-    covered_middle,
-    read_image,
-    read_middle,
-    read_numbers,
-    read_size,
-)
+from smalti.images.io import Array, DamagedImage, read_image, read_middle, read_numbers, read_size
 from smalti.images.masks import read_mask
+from smalti.images.resizing import center_crop, covered_middle
 from smalti.web.limits import Limits
 from smalti.web.requests import Color
 
