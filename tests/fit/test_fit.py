@@ -122,15 +122,15 @@ def test_the_page_serves_a_fit(home: Path) -> None:
     try:
         with httpx.Client(base_url=served.address, timeout=60) as client:
             described = client.get("api/model").json()
-            kinds = {part["key"]: part["kind"] for part in described["conditions"]}
-            assert kinds == {
+            inputs = {part["key"]: part["kind"] for part in described["conditions"]}
+            assert inputs == {
                 "label": "choice",
                 "text": "text",
                 "layout": "json",
                 "segmentation": "paint",
                 "depth": "image",
             }
-            names = described["conditions"][list(kinds).index("label")]["names"]
+            names = described["conditions"][list(inputs).index("label")]["names"]
             job = {"settings": {"seed": 1}, "conditions": {"label": names[0]}}
             state = client.post("api/jobs", json=job).json()
             while state["phase"] in ("waiting", "running"):

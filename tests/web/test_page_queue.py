@@ -36,12 +36,12 @@ class Gate:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made, generate = Gate(), Plan.generate
 
-    def held(plan: Plan, known: Tensor, report: Report) -> Tensor:
+    def paused(plan: Plan, known: Tensor, report: Report) -> Tensor:
         while not made.opened.wait(timeout=0.02):
             report.update(0.25, 90.0)
         return generate(plan, known, report)
 
-    monkeypatch.setattr(Plan, "generate", held)
+    monkeypatch.setattr(Plan, "generate", paused)
     yield made
     made.open()
 

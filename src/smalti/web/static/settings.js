@@ -384,7 +384,7 @@ export class Settings {
     for (const { height, width } of this.presets) {
       const hint = document.querySelector(`input[name="size"][value="${height}x${width}"] + span small`);
       const seconds = this.estimate({ height, width }, { count });
-      const time = seconds === null ? "" : `, about ${duration(seconds)}`.replaceAll(" ", "\u00a0").replace("\u00a0", " ");
+      const time = seconds === null ? "" : `, about\u00a0${duration(seconds).replace(" ", "\u00a0")}`;
       hint.textContent = `${width} × ${height}${time}`;
     }
     byId("greedy-hint").hidden = Number(byId("temperature").value) > 0 && Number(byId("top_k").value) !== 1;
