@@ -17,7 +17,7 @@ from smalti.conditions.layout_codes import LayoutSettings
 from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
-from smalti.images import io as image_io
+from smalti.images import resizing
 from smalti.web.requests import Color, label_colors
 from smalti.web.uploads import (
     UNPAINTED,
@@ -47,8 +47,8 @@ def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return checked
 
     for name in ("_lanczos", "_nearest"):
-        monkeypatch.setattr(image_io, name, guarded(getattr(image_io, name)))
-    monkeypatch.setattr(image_io, "MOST_COVERING", 2**14)
+        monkeypatch.setattr(resizing, name, guarded(getattr(resizing, name)))
+    monkeypatch.setattr(resizing, "MOST_COVERING", 2**14)
     monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**14)
 
 
