@@ -1,4 +1,4 @@
-"""Images that the page shows first: those in the model's folder, or else made while nobody waits."""
+"""Images that the page shows first: those in the model's folder, or else generated while no job waits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Examples:
         self._tasks += [] if known else [ExampleTask(example_plan(studio, seed), known) for seed in range(4)]
 
     def next_task(self) -> Task | None:
-        """The task for the next moment in which nobody waits, None if all are done."""
+        """The task for the next moment in which no job waits, None if all are done."""
         return self._tasks.pop(0) if self._tasks else None
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("smalti")
 
 Phase: TypeAlias = Literal["waiting", "running", "done", "failed", "cancelled"]
 ABANDONED = 60.0
-"""Seconds after which a job that nobody watches is cancelled."""
+"""Seconds after which a job that no client looks at is cancelled."""
 MOST_REMEMBERED = 4096
 """Addresses and sessions whose last turn is remembered."""
 
@@ -91,7 +91,7 @@ class Job:
     changed: int = 0
     cancelled: bool = False
     watched: float = field(default_factory=time.monotonic)
-    """When somebody last looked at the job."""
+    """When a client last looked at the job."""
 
     @property
     def is_over(self) -> bool:
@@ -112,7 +112,7 @@ class Report:
         self._job, self._is_wanted = job, is_wanted
 
     def check(self) -> None:
-        """Raise `Cancelled` if the job was cancelled, or nobody has watched it for `ABANDONED` seconds."""
+        """Raise `Cancelled` if the job was cancelled, or no client has looked at it for `ABANDONED` seconds."""
         if self._job.cancelled or not self._is_wanted():
             raise Cancelled
 
@@ -129,7 +129,7 @@ class JobQueue:
     """The jobs that wait, and the thread that runs them, one at a time."""
 
     def __init__(self, limits: Limits, *, idle: Callable[[], Task | None] = lambda: None) -> None:
-        """`idle` gives a task for when nobody waits, or None. It is interrupted when somebody does, and repeated."""
+        """`idle` gives a task for when no job waits, or None. It is interrupted when one does, and repeated."""
         self._limits, self._idle = limits, idle
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
@@ -276,7 +276,7 @@ class JobQueue:
             job.changed += 1
 
     def _run_idle(self, task: Task) -> bool:
-        """Run a task while nobody waits; returns whether it is over."""
+        """Run a task while no job waits; returns whether it is over."""
         job = Job(task, session="", address="")
         with suppress(SmaltiError):
             try:

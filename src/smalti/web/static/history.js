@@ -54,7 +54,7 @@ export class History {
     }
   }
 
-  /** The state before, or null; the current one can be had back by `redo`. */
+  /** The state before, or null; `redo` brings the current one back. */
   undo(current) {
     return this.exchange(this.past, this.future, current);
   }

@@ -325,7 +325,7 @@ export class Settings {
     if (!byId("lock").checked) byId("seed").value = randomSeed();
   }
 
-  /** Guidance 2, or 3 with a map, until somebody moves it. */
+  /** Guidance 2, or 3 with a map, until it is moved. */
   setMap(hasMap) {
     this.hasMap = hasMap;
     if (!this.ownGuidance && byId("guidance")) this.setSlider("guidance", hasMap ? MAP_GUIDANCE : PLAIN_GUIDANCE);
