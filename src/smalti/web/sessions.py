@@ -1,6 +1,7 @@
 """Sessions of the page: each has its own jobs, which no other session sees, stops or deletes.
 
-The server makes the names of sessions and jobs from random numbers of 128 bits or more; clients can neither choose nor guess one.
+The server makes the names of sessions and jobs from random numbers of 128 bits or more. Clients can neither
+choose nor guess one.
 """
 
 from __future__ import annotations
