@@ -237,7 +237,17 @@ def test_the_only_table_of_modules_is_that_of_the_public_names() -> None:
         smalti.VQGGAN  # noqa: B018
 
 
-@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=in_words)
+SCRIPTS = sorted(path for path in SOURCE.rglob("*") if path.suffix in (".js", ".css"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=in_words)
+def test_lines_of_scripts_fit(path: Path) -> None:
+    """Those of Python are checked by ruff."""
+    wide = [number for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if len(line) > 120]
+    assert not wide
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS, *SCRIPTS], ids=in_words)
 def test_files_can_be_read_in_one_sitting(path: Path) -> None:
     lines = len(path.read_text("utf-8").splitlines())
     assert lines <= LONGEST, f"{in_words(path)} has {lines} lines"
@@ -373,7 +383,7 @@ def test_the_library_is_light() -> None:
     loaded = loaded_after("import smalti\nfor name in smalti.__all__: getattr(smalti, name)")
     assert {"smalti.pipeline", "torch"} <= loaded
     heavy = {
-        "gradio",
+        "uvicorn",
         "starlette",
         "fastapi",
         "lightning_fabric",

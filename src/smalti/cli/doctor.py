@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smalti.training.config import TokenizerTraining
 
 GIB = 2**30
-EXTRAS = {"web": "gradio", "onnx": "onnxscript", "check-web": "playwright"}
+EXTRAS = {"web": "uvicorn", "onnx": "onnxscript", "check-web": "playwright"}
 """Extra -> a package that comes with it alone."""
 
 BYTES_PER_WEIGHT = 20

@@ -9,6 +9,7 @@ B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -255,6 +256,17 @@ def make_image_grid(images: Tensor, *, columns: int, gap: int) -> Tensor:
     return sheet
 
 
+def png_bytes(image: Tensor | Array, *, settings: Mapping[str, Any] = NO_SETTINGS) -> bytes:
+    """A (C, H, W) tensor in [-1, 1] or an (H, W, C) array -> a PNG file of it, as `save_png` writes it."""
+    array = to_array(image) if isinstance(image, Tensor) else image
+    assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"
+    text, stream = PngInfo(), io.BytesIO()
+    text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
+    file = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+    file.save(stream, format="PNG", pnginfo=text)
+    return stream.getvalue()
+
+
 def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, Any] = NO_SETTINGS) -> None:
     """Write a (C, H, W) tensor in [-1, 1] or an (H, W, C) array as a PNG file, with the settings (plain values) it
     was made by.
@@ -262,23 +274,19 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
     The settings stand as JSON in the PNG text under the keyword "smalti"; `read_settings` reads them back.
     Raises `SmaltiError` if writing fails.
     """
-    array = to_array(image) if isinstance(image, Tensor) else image
-    assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"
-    text = PngInfo()
-    text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
-    file = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
-    write_atomically(Path(path), lambda temporary: file.save(temporary, format="PNG", pnginfo=text))
+    data = png_bytes(image, settings=settings)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
-    read_image(
-        path, channels=3, name=str(path)
-    )  # the text may be behind the pixels, and damage is reported in one place
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=_formats()) as image:
-            text = image.text.get(SETTINGS_KEY) if isinstance(image, PngImageFile) else None
+def read_settings(source: Path | BinaryIO, *, name: str = "") -> dict[str, Any] | None:
+    """An image file, called `name` in errors -> the settings `save_png` wrote into it; None when it carries none.
+
+    Raises `DamagedImage`.
+    """
+    name = name or str(source)
+    read_image(source, channels=3, name=name)  # the text may be behind the pixels, and damage is reported in one place
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        text = image.text.get(SETTINGS_KEY) if isinstance(image, PngImageFile) else None
     try:
         found = parse_json(text) if text is not None else None
     except ValueError:  # another program's text under our keyword
