@@ -1,8 +1,8 @@
 """How benchmarks measure: an item in a process of its own, ours and theirs in turn, ratios pair by pair.
 
-The floor of an item is the time its operations would take at the rate at which this machine multiplies matrices, measured in the
-same process just before. Machines share their cores with others: rates differ by a third from minute to minute, so only ratios of
-neighboring runs mean anything, and medians of those are what is printed.
+The floor of an item is the time its operations would take at the rate at which this machine multiplies matrices,
+measured in the same process just before. Machines share their cores with others: rates differ by a third from minute to
+minute, so only ratios of neighboring runs mean anything, and medians of those are what is printed.
 """
 
 from __future__ import annotations

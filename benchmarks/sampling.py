@@ -10,14 +10,14 @@ items
   window-64         a grid of 64 x 64 under a window of 16 x 16, unconditional, batch 1
   neighborhood-64  a grid of 64 x 64 by a neighborhood transformer of as many weights, batch 1
 
-Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is generated, in
-`steps` waves. `ratio` is of codes a second. The peer of `cached` is its own item `cached`, and of `window-32` and of
-`neighborhood-64` one code of its sliding window, `window`. For `window-64`, and for all without --peer, our own plain loop stands
-in: the whole window through the network for each code.
+Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is
+generated, in `steps` waves. `ratio` is of codes per second. The peer of `cached` is its own item `cached`, and of
+`window-32` and of `neighborhood-64` one code of its sliding window, `window`. For `window-64`, and for all without
+--peer, our own plain loop stands in: the whole window through the network for each code.
 
-The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine sums a
-long row of numbers, and that of its products with weights, at the rate of a 1024 x 1024 product (attention is left out).
-`floor_share` is the sum over all calls as a fraction of the time taken.
+The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine
+sums a long row of numbers, and that of its products with weights, at the rate of a 1024 x 1024 product (attention is
+left out). `floor_share` is the sum over all calls as a fraction of the time taken.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ ITEMS = {
 
 
 def read_rate() -> float:
-    """Billions of bytes a second: the best of 10 sums of 200 MB."""
+    """Billions of bytes per second: the best of 10 sums of 200 MB."""
     numbers = torch.ones(50_000_000)
 
     def seconds() -> float:

@@ -1,4 +1,5 @@
-"""Training a prior on code shards, beside the same training with the tokenizer in the loop. Prints one JSON line a pair of recipes.
+"""Training a prior on code shards, beside the same training with the tokenizer in the loop.
+Prints one JSON line a pair of recipes.
 
     python benchmarks/shards.py [--of demo,small] [--pairs 2] [--steps 2] [--threads 1]
 
@@ -9,9 +10,10 @@ of        a tokenizer and a prior, as recipes have them
   small     small (f8, 64 px), and its own prior
   demo      demo (f8, 64 px), and its own prior
 
-Both are whole steps of `smalti train prior`, which differ in where codes come from. On shards: read from the files. In the loop: a
-JPEG file of 375 x 500 is read, scaled, cut and encoded, for each image of each batch. Times are processor time of this process;
-steps of both kinds run in turn, and the ratio is the median over pairs of them. Networks have learned nothing, which takes as long.
+Both are whole steps of `smalti train prior`, which differ in where codes come from. On shards: read from the files. In
+the loop: a JPEG file of 375 x 500 is read, scaled, cut and encoded, for each image of each batch. Times are processor
+time of this process; steps of both kinds run in turn, and the ratio is the median over pairs of them. Networks have
+learned nothing, which takes as long.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
 
 
 def seconds(run: Callable[[], object], *, steps: int) -> float:
-    """Processor time of one run, of several in a row."""
+    """CPU time of one run, of several in a row."""
     began = time.process_time()
     for _ in range(steps):
         run()

@@ -1,16 +1,18 @@
 """Speed of stage 1 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
 
-    python benchmarks/stage1.py [--items encode,decode,stage1,nearest] [--peer "python bench_original.py --taming CHECKOUT"]
+    python benchmarks/stage1.py [--items encode,decode,stage1,nearest] [--peer "python bench_original.py --taming
+    CHECKOUT"]
 
 items
-  encode, decode    width 64, multipliers 1 1 2 2 4, 2 blocks, attention at 16 x 16, 1024 codes of 256; one 256 x 256 image
-  stage1            the same at 128 x 128 with attention at 8 x 8, batch 2: a step of generator and discriminator, LPIPS on VGG16
+  encode, decode    width 64, multipliers 1 1 2 2 4, 2 blocks, attention at 16 x 16, 1024 codes of 256; one 256 x 256
+  image stage1            the same at 128 x 128 with attention at 8 x 8, batch 2: a step of generator
+  and discriminator, LPIPS on VGG16
                     (random weights: the work is the same), adaptive weight, Adam
   nearest           65,536 vectors of 256 against 16,384 codes
 
-Without --peer our own reference path stands in: contiguous layout, upsampling before its convolution, the whole matrix of
-distances, and for stage1 the original's steps: a forward pass of the generator for each of the two losses, and three backward
-passes through the networks of the losses.
+Without --peer our own reference path stands in: contiguous layout, upsampling before its convolution, the whole matrix
+of distances, and for stage1 the original's steps: a forward pass of the generator for each of the two losses, and three
+backward passes through the networks of the losses.
 """
 
 from __future__ import annotations
@@ -62,8 +64,8 @@ RATE = 4.5e-6
 
 
 def counted(run: Callable[[], object]) -> float:
-    """Billions of operations of one run with direct convolutions, of which Winograd's need fewer, so a fraction of the floor can
-    be above 1. The run may not ask for gradients in its midst (the counter cannot follow that)."""
+    """Billions of operations of one run with direct convolutions, of which Winograd's need fewer, so a fraction of the
+    floor can be above 1. The run may not ask for gradients in its midst (the counter cannot follow that)."""
     with patch.object(winograd, "is_supported", return_value=False), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e9
@@ -141,9 +143,10 @@ def stage1() -> Workload:
 
 
 def step_floor(model: VQGAN, discriminator: nn.Module, distance: ReconstructionLoss, images: Tensor) -> float:
-    """Operations that no step can do without, a backward pass through a network counted as one forward pass for the gradient of its
-    input and one for that of its weights: the tokenizer 3; the frozen perceptual network 3 (target, reconstructions, and back to
-    them); the discriminator 7 (two batches, back to the reconstructions, and twice 2 for its own loss)."""
+    """Operations that no step can do without, a backward pass through a network counted as one forward pass for the
+    gradient of its input and one for that of its weights: the tokenizer 3; the frozen perceptual network 3 (target,
+    reconstructions, and back to them); the discriminator 7 (two batches, back to the reconstructions,
+    and twice 2 for its own loss)."""
     with torch.no_grad():
         passes = {
             3: [lambda: model(images), lambda: distance.perceptual.target(images)],

@@ -4,9 +4,11 @@
 
 items
   stage2        GPT, vocabulary 1024, 8 layers, 8 heads, width 512, block 256, batch 4: forward, backward, AdamW
-  stage2-bf16   the same by run.precision=bf16-mixed, beside theirs in float32, all that the original has; with the floor of float32
+  stage2-bf16   the same by run.precision=bf16-mixed, beside theirs in float32, all that the original has;
+  with the floor of float32
 
-Without --peer our own reference path stands in: attention written out with a mask, and AdamW one parameter after the other.
+Without --peer our own reference path stands in: attention written out with a mask,
+and AdamW one parameter after the other.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def stage2_bf16() -> Workload:
 
 
 def step_floor() -> float:
-    """Operations that no step can do without: a forward pass, as many for the gradient of each input, and of each weight."""
+    """Operations that no step can do without: a forward pass, as many for the gradient of each input, and
+    of each weight."""
     plain, inputs = PlainGPT(network()), some_codes().flatten(1)
     return 3 * counted(torch.no_grad()(lambda: plain(inputs)))
 

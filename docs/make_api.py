@@ -1,6 +1,7 @@
 """`make api`: the docstrings of the package -> docs/api/*.md, one page a room. Nothing is imported: the source is read.
 
-Without a leading underscore a name is public. Methods without a docstring are left out: they do what their abstract class says.
+Without a leading underscore a name is public. Methods without a docstring are left out:
+they do what their abstract class says.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ PAGES: dict[str, tuple[str, ...]] = {
     "training": ("config", "runs", "run_folder", "initialization", "pace", "loop"),
     "fit": ("fit_run", "fit_request", "inspection", "found_conditions"),
 }
-"""Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room, in this order."""
+"""Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room,
+in this order."""
 
 
 def pages() -> Iterator[tuple[str, str]]:

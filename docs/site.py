@@ -1,4 +1,5 @@
-"""What mkdocs does to the pages: README.md is the first one, and links to files outside of the site become their names."""
+"""What mkdocs does to the pages: README.md is the first one, and links to files outside
+of the site become their names."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Golden numbers of the original code: where they are, how they are read, how close is close enough.
 
-They are looked for in the folder that `SMALTI_GOLDEN` names, else in `../shared/golden`; the few small ones that are kept in
-`tests/golden` stand in where neither is there. Folders are found by the number their names begin with, and every shape and setting
-comes from the folder's own `data.json`, so that any folder of that layout will do.
+They are looked for in the folder that `SMALTI_GOLDEN` names, else in `../shared/golden`; the few small ones that are
+kept in `tests/golden` stand in where neither is there. Folders are found by the number their names begin with, and
+every shape and setting comes from the folder's own `data.json`, so that any folder of that layout will do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ FOLDER = NAMED if COMPLETE else _HERE / "golden"
 
 
 def fixtures(prefix: str) -> list[Any]:
-    """All folders whose names begin with `prefix`, for `pytest.mark.parametrize`; one that skips where there is none."""
+    """All folders whose names begin with `prefix`, for `pytest.mark.parametrize`; one
+    that skips where there is none."""
     found = sorted(path for path in FOLDER.glob(f"{prefix}*") if path.is_dir())
     if not found:
         return [pytest.param(None, id=prefix, marks=pytest.mark.skip(f"no golden numbers {prefix}* on this machine"))]
@@ -69,7 +70,8 @@ class Golden:
         return key in self.tensors
 
     def weights(self, prefix: str = "", *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The stored weights whose names begin with `prefix`, without it; floats as `dtype` (they are stored exactly in half)."""
+        """The stored weights whose names begin with `prefix`, without it;
+        floats as `dtype` (they are stored exactly in half)."""
         stored = {
             key: value
             for key, value in self.tensors.items()
@@ -84,7 +86,8 @@ class Golden:
     def check(self, key: str, actual: Tensor) -> None:
         """`actual` must be the tensor `key`: integers equal, floats within 20 times the original's own rounding noise.
 
-        Gradients in single precision also within a ten-thousandth of the largest; in double precision nothing is let through."""
+        Gradients in single precision also within a ten-thousandth of the largest;
+        in double precision nothing is let through."""
         expected = self.tensors[key]
         assert actual.shape == expected.shape, f"{key}: {tuple(actual.shape)}, not {tuple(expected.shape)}"
         if not expected.is_floating_point():
@@ -92,7 +95,8 @@ class Golden:
             return
         measured = self.facts.get("noise_fp32_vs_fp64", {})
         noise = float(measured.get(key, max([1e-6, *measured.values()])))  # not all were measured: then as the worst
-        # A sum rounds as its terms are large, whatever is left of them: a gradient near 0 is as inexact as the largest beside it.
+        # A sum rounds as its terms are large, whatever is left of them:
+        # a gradient near 0 is as inexact as the largest beside it.
         terms = (
             float(expected.abs().amax())
             if "grad" in key and actual.dtype == torch.float32 and expected.numel()
@@ -108,7 +112,8 @@ class Golden:
 
 
 def random_vgg(seed: int) -> dict[str, Tensor]:
-    """The VGG16 trunk that the golden numbers used, by the rule in `06_lpips/vgg_rule.json`: torchvision's key -> tensor."""
+    """The VGG16 trunk that the golden numbers used, by the rule in `06_lpips/vgg_rule.json`:
+    torchvision's key -> tensor."""
     shapes = [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256), (512, 256)]
     shapes += [(512, 512)] * 5
     places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -161,8 +166,8 @@ def _trunk(seed: int, dtype: torch.dtype) -> Backbone:
 
 
 def random_lpips(golden: Golden, prefix: str, *, dtype: torch.dtype, dropout: float = 0.0) -> Perceptual:
-    """LPIPS over the random VGG16 of a fixture, its linear weights under `prefix`; where it holds none, the published ones of
-    number 06."""
+    """LPIPS over the random VGG16 of a fixture, its linear weights under `prefix`; where it holds none, the published
+    ones of number 06."""
     stored = golden.weights(prefix) or Golden.read(number_of("06_")).weights()
     distance = Perceptual(_trunk(golden.facts["vgg_seed"], dtype), dropout=dropout)
     distance.linear.load_state_dict({str(k): stored[f"lin{k}.model.1.weight"] for k in range(5)})

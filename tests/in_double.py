@@ -1,7 +1,7 @@
 """`smalti` in double precision, for tests that compare two trainings: `python in_double.py train tokenizer ...`.
 
-Single precision tells processors apart there: convolutions of two images round otherwise than those of four, and after twenty
-steps of Adam losses are 1e-5 off on some. In double precision what is left of rounding is far below any fault.
+Single precision tells processors apart there: convolutions of two images round otherwise than those of four, and after
+twenty steps of Adam losses are 1e-5 off on some. In double precision what is left of rounding is far below any fault.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ def free_port() -> int:
 
 
 def started(folder: Path, command: Sequence[str], *, world: int = 2) -> list[subprocess.Popen[str]]:
-    """Python with a command, once for each process of one run, in the environment that torchrun makes, without its seconds."""
+    """Python with a command, once for each process of one run, in the environment that torchrun makes,
+    without its seconds."""
     port = str(free_port())
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = []

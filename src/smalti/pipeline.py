@@ -1,6 +1,6 @@
 """Both stages joined: a condition -> codes -> images; completion and reconstruction of images.
 
-Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
+Notation: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Pipeline:
         expected, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
         if expected != fingerprint:
             raise SmaltiError(
-                f"the prior in {root} was trained on codes of the tokenizer {expected}, but {root / 'tokenizer'} is {fingerprint}; "
+                f"the prior in {root} was trained on codes of the tokenizer {expected}, but {root / 'tokenizer'} is "
+                f"{fingerprint}; "
                 "train the prior again, or bring back its tokenizer"
             )
         return cls(tokenizer, prior, condition)
@@ -152,7 +153,7 @@ class Pipeline:
         key, such as `label="dusk"` or `segmentation=labels`; without any, generation is unconditional. Sizes above
         the trained size use the sliding window. `speculate` is the number of draft codes per call: the image is the
         same, with fewer calls of the prior. `parallel` is a number of steps, several codes in each: faster and
-        approximate, for priors that know any order. Raises `SmaltiError` for an unknown key or label (listing the
+        approximate, for any-order priors. Raises `SmaltiError` for an unknown key or label (listing the
         known ones), for sizes that are not multiples of f, and for speculation and parallel steps above the trained
         size.
         """
@@ -236,7 +237,7 @@ class Pipeline:
     ) -> Tensor:
         """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
 
-        A code is kept if its whole tile is. A prior that knows any order conditions each new code on all kept ones.
+        A code is kept if its whole tile is. An any-order prior conditions each new code on all kept ones.
         Others generate in raster order: each is conditioned on the codes above and to its left; kept codes below and
         to the right stay, but do not influence the codes before them. Kept pixels are the given ones, with a seam
         that cannot be seen (`images.seams`); with `blend` False all are the decoder's. `fill` as in `known_codes`.
@@ -399,7 +400,8 @@ class Pipeline:
         return window_nll(self.prior, prefix_at, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
-        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
+        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0,
+        2^63), and for fewer than one."""
         return seed_range(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = no_progress) -> Tensor:

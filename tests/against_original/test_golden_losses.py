@@ -1,7 +1,7 @@
 """The losses against the original's numbers: discriminators, LPIPS, every logged term of both losses, label maps.
 
-Each needs no tokenizer: reconstructions are taken from the golden numbers. The adaptive weight of a whole decoder, and what
-training makes of all of it, is compared with the tokenizer's tests.
+Each needs no tokenizer: reconstructions are taken from the golden numbers. The adaptive weight of a whole decoder, and
+what training makes of all of it, is compared with the tokenizer's tests.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def factor(params: Mapping[str, Any], step: int) -> float:
 def check_states(check: Checks, states: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Running statistics and ActNorm's scales after each training pass.
 
-    Some golden numbers were copied after the later pass: the count of batches that lies beside BatchNorm's statistics tells.
+    Some golden numbers were copied after the later pass: the count of batches
+    that lies beside BatchNorm's statistics tells.
     """
     for key in check.left(r"^out\.state_after_"):
         after, name = key.removeprefix("out.state_after_").split(".", 1)
@@ -212,7 +213,8 @@ def check_generator(check: Checks, case: Case, *, name: str, log: str, network_:
 def check_discriminator(
     check: Checks, case: Case, *, name: str, log: str, strength: float, network_: PatchDiscriminator
 ) -> None:
-    """The discriminator's loss, its logged terms and gradients: real images first, then reconstructions, each by itself."""
+    """The discriminator's loss, its logged terms and gradients: real images first, then reconstructions,
+    each by itself."""
     real, fake = network_(case.images), network_(case.reconstructions)
     loss = strength * case.game.discriminator(real, fake)
     check(f"{log}.disc_loss", loss)
@@ -284,7 +286,8 @@ def test_the_losses_of_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("path", fixtures("07a_"))
 def test_the_adaptive_weight_is_the_ratio_of_the_golden_gradients(path: Path) -> None:
-    """While the discriminator is off, the last layer's gradient is that of the nll; what comes with it is its own, weighted."""
+    """While the discriminator is off, the last layer's gradient is that of the nll; what comes
+    with it is its own, weighted."""
     check = Checks(path)
     params = check.golden.facts["params"]["lossconfig"]["params"]
     compared = 0
@@ -307,7 +310,8 @@ def test_the_adaptive_weight_is_the_ratio_of_the_golden_gradients(path: Path) ->
 
 @pytest.mark.parametrize("path", fixtures("07a_"))
 def test_dropout_has_the_statistics_of_the_original(path: Path) -> None:
-    """30 draws of the original against 100 of ours; with whole channels struck out the deviation would be many times it."""
+    """30 draws of the original against 100 of ours; with whole channels struck out the deviation would be many times
+    it."""
     check = Checks(path)
     note = check.golden.facts["dropout_note"]
     distance = random_lpips(check.golden, "loss.perceptual_loss.", dtype=torch.float32, dropout=0.5)

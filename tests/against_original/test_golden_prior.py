@@ -1,4 +1,5 @@
-"""The prior beside the original's: logits, gradients, cached decoding, orders, filters, sliding windows, optimizer groups."""
+"""The prior beside the original's: logits, gradients, cached decoding, orders, filters, sliding windows,
+optimizer groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The tokenizer against numbers of the original: features, codes, latents, gradients, decoder, Gumbel noise, used codes, labels."""
+"""The tokenizer against numbers of the original: features, codes, latents, gradients, decoder, Gumbel noise,
+used codes, labels."""
 
 from __future__ import annotations
 

@@ -185,7 +185,8 @@ class Compared:
 
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each rounding."""
+    """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps
+    of Adam show each rounding."""
     monkeypatch.setattr(winograd, "is_supported", lambda x, weight, *, min_tiles=0: False)
     monkeypatch.setattr(group_norm, "is_supported", lambda x: False)
 
@@ -328,7 +329,8 @@ def set_as(stage: TokenizerStage, other: TokenizerStage) -> None:
 
 
 def as_there(golden: Golden, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Fabric:
-    """The perceptual network of these numbers, and their `disc_factor`, which is 1 in all of the original's configurations."""
+    """The perceptual network of these numbers, and their `disc_factor`, which is 1 in all
+    of the original's configurations."""
     schedule, share = stage_one.adversarial_schedule, loss_params(golden, {}).get("disc_factor", 1.0)
 
     def scaled(seen: int, **given: Any) -> AdversarialSchedule:
@@ -369,9 +371,9 @@ def test_five_steps_in_double_precision(path: Path, tmp_path: Path, monkeypatch:
 def test_each_step_in_single_precision(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each from where the steps in double precision have come to.
 
-    Five in a row tell processors apart and not programs: Adam divides a gradient by its own size, so that one that is rounding
-    alone moves its weight by a whole step, and PyTorch's convolutions round as the processor's instructions have it. With
-    SSE 4.1 in place of AVX2 losses are 1e-4 off after three steps.
+    Five in a row tell processors apart and not programs: Adam divides a gradient by its own size, so that one that is
+    rounding alone moves its weight by a whole step, and PyTorch's convolutions round as the processor's instructions
+    have it. With SSE 4.1 in place of AVX2 losses are 1e-4 off after three steps.
     """
     golden = Golden.read(path)
     double = as_there(golden, torch.float64, monkeypatch)

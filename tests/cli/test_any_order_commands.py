@@ -1,4 +1,4 @@
-"""`smalti sample`, `complete`, `info` and `convert` with a prior that knows any order."""
+"""`smalti sample`, `complete`, `info` and `convert` with an any-order prior."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_samples_in_parallel_steps(smalti: Runner, model: Path, tmp_path: Path) 
         assert "parallel" not in (read_settings(exact) or {})
         assert not np.array_equal(pixels(exact), pixels(file))
     raster = ("sample", "scenes", "-n", 1, "--parallel", 4, "--out", tmp_path / "raster")
-    smalti.fails(*raster, sentence=r"parallel = 4 needs a prior that knows any order.*'raster' alone; leave it at 0")
+    smalti.fails(*raster, sentence=r"parallel = 4 needs an any-order prior.*'raster' alone; leave it at 0")
     larger = (*command, "--parallel", 3, "--size", "20x24", "--out", tmp_path / "larger")
     smalti.fails(*larger, sentence=r"parallel = 3 needs a window that covers the grid")
     smalti.fails(*command, "--parallel", 3, "--speculate", 2, "--out", tmp_path / "both", sentence="do not go together")

@@ -94,7 +94,8 @@ def test_coordinates_come_back_but_for_rounding() -> None:
     [
         (
             (0, 0),
-            r"\(0, 0\) is not a crop of a larger image; leave it out, or give ImageCrop\(top, left, full_size=\(H, W\)\)",
+            r"\(0, 0\) is not a crop of a larger image; leave it out, or "
+            r"give ImageCrop\(top, left, full_size=\(H, W\)\)",
         ),
         (
             ImageCrop(-1, 0, full_size=(40, 60)),

@@ -222,7 +222,7 @@ def test_previews_draw_points_and_crops() -> None:
     assert np.array_equal(bare.preview(bare.encode([[]])[0]), np.full((256, 256, 3), 255))
     dot = bare.preview(bare.encode([[((0.0, 1.0), None, None)]])[0])
     assert color(dot, 0.0, 1.0) == nose
-    KEYPOINTS.preview(torch.randint(65, (8,)))  # a prior of its own may lay anything; that is no error
+    KEYPOINTS.preview(torch.randint(65, (8,)))  # a prior of its own may lay anything; that is not an error
 
 
 def test_the_houses_of_scenes_are_figures(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="a layout of 4 objects; there is room for 3, and the last ones are left out"):
         assert truncate(objects, BOXES) == objects[:3]
     assert truncate(objects[:3], BOXES) == objects[:3]
-    # Before the crop, so that an object may be missing though there is room for it: the last house alone is in the crop.
+    # Before the crop, so that an object may be missing though there is room for it:
+    # the last house alone is in the crop.
     with pytest.warns(UserWarning, match="a layout of 4 objects"):
         codes = encode_layout([TREE, TREE, TREE, HOUSE], BOXES, crop=Box(0.5, 0.5, 0.5, 0.5))
     assert decode_layout(codes, BOXES).objects == ()
@@ -331,4 +332,4 @@ def test_previews_draw_boxes_centers_and_crops() -> None:
     assert inked(dots, 4 / 7, 2 / 7)
     assert not inked(dots, 0.5, 1.0)
     assert np.array_equal(centers.preview(centers.encode([[]])[0]), np.full((256, 256, 3), 255))
-    LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is no error
+    LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is not an error

@@ -379,7 +379,7 @@ def test_an_opaque_or_half_transparent_image_is_no_such_depth(tmp_path: Path) ->
     pixels[0, 0, 3] = 0
     Image.fromarray(pixels, mode="RGBA").save(tmp_path / "cut.png")
     with pytest.raises(
-        DamagedImage, match=r"cut\.png is transparent, and its bytes are no depths; save it as grayscale"
+        DamagedImage, match=r"cut\.png is transparent, and its bytes are not depths; save it as grayscale"
     ):
         read_depth(tmp_path / "cut.png")
 

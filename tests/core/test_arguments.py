@@ -182,7 +182,7 @@ def test_whole_numbers() -> None:
 
 
 def spoiled(part: Callable[[Pipeline], nn.Module], value: float) -> Pipeline:
-    """A pipeline with one part whose weights are no numbers."""
+    """A pipeline with one part whose weights are not numbers."""
     pipe = pipeline()
     with torch.no_grad():
         for weight in part(pipe).parameters():

@@ -1,4 +1,5 @@
-"""Annotations in pixels belong to images of one size: those that are seen otherwise, such as turned photos, are refused."""
+"""Annotations in pixels belong to images of one size: those that are seen otherwise, such as turned photos,
+are refused."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
             "the image a: unknown key 'object'; did you mean",
         ),
         ({"images": [{"objects": []}]}, "the image 1: the key 'key' is missing"),
-        ({"images": [{"key": " ", "objects": []}]}, "key = ' ': this is no name of an image; write its path"),
+        ({"images": [{"key": " ", "objects": []}]}, "key = ' ': this is not a name of an image; write its path"),
         (
             {"images": [{"key": "a/1", "objects": []}, {"key": "a/1.png", "objects": []}]},
             "holds the image a/1 twice",

@@ -213,7 +213,7 @@ def test_no_captions(images: Path, tmp_path: Path) -> None:
     refused(images, r"there are no captions in .*images for the images of .*; known are NAME\.txt beside each image")
     refused(images, "there is no file or folder .*gone with captions", tmp_path / "gone")
     (tmp_path / "captions.xml").write_text("<a/>", "utf-8")
-    refused(images, r"captions\.xml is no file of captions; known are", tmp_path / "captions.xml")
+    refused(images, r"captions\.xml is not a file of captions; known are", tmp_path / "captions.xml")
     (tmp_path / "labels.csv").write_text("file_name,label\na/0.png,3\n", "utf-8")
     refused(images, r"labels\.csv holds no captions; it needs the columns file_name and text", tmp_path / "labels.csv")
 
@@ -248,7 +248,7 @@ def test_one_name_for_two_images(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"file_name": "a/0.png", "text": "cut', r"line 2, is not JSON \(.*\); correct it"),
-        ("[1, 2]", "line 2, is no mapping"),
+        ("[1, 2]", "line 2, is not a mapping"),
         ('{"text": "whose?"}', "line 2: file_name is None; write the path of an image"),
         ('{"file_name": "a/1.png", "text": 3}', "line 2: a caption is a text or a list of texts, not 3"),
         ('{"file_name": "a/1.png", "text": ["a", null]}', r"line 2: a caption is a text .* not \['a', None\]"),

@@ -1,4 +1,5 @@
-"""Images, label maps and depths as training data: what becomes of a file on its way to the tokenizer, and of runs on them."""
+"""Images, label maps and depths as training data: what becomes of a file on its way to the tokenizer, and
+of runs on them."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def crops(folder: Path, name: str, **changed: Any) -> Crops:
     return Crops(source, source.images, **given)
 
 
-# ------------------------------------------------------------------------------------------------------ from file to tokenizer
+# ------------------------------------------------------------------------------------------------------ from file to
+# tokenizer
 
 
 @pytest.mark.parametrize("name", FILE_TYPES)
@@ -147,7 +149,8 @@ def test_labels_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_a_map_is_cut_as_its_image_is(tmp_path: Path) -> None:
-    """The same draw cuts the same window out of an image and out of a map of its size: both say here where a pixel was."""
+    """The same draw cuts the same window out of an image and out of a map of its size:
+    both say here where a pixel was."""
     for height, width in ((37, 53), (60, 41)):
         folder = tmp_path / str(width)
         for file, ramp in {
@@ -190,7 +193,8 @@ def test_depths_are_those_of_conditions(tmp_path: Path) -> None:
         torch.testing.assert_close(data.to_images(data[place, 0].image), loaded, atol=2e-5, rtol=0)
 
 
-# ---------------------------------------------------------------------------------------------------------- what has no label
+# ---------------------------------------------------------------------------------------------------------- what has no
+# label
 
 
 def test_what_has_no_label_has_the_last_channel(tmp_path: Path) -> None:
@@ -224,7 +228,8 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
     assert Labels(255).read(tmp_path / "a.png", channels=6, name="x.png")[:, :, 0].tolist() == [[0, 5], [4, 3]]
 
 
-# ------------------------------------------------------------------------------------------------------- what does not belong
+# ------------------------------------------------------------------------------------------------------- what does not
+# belong
 
 
 @pytest.mark.parametrize(
@@ -233,7 +238,8 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
         (
             COLOR,
             2,
-            r"a tokenizer of 2 channels is given no images.*; set model\.autoencoder\.channels .* images\.file_type=labels",
+            r"a tokenizer of 2 channels is given no images.*; set model\.autoencoder\.channels "
+            r".* images\.file_type=labels",
         ),
         (Depth(), 3, r"a depth map has 1 channel, and the tokenizer takes 3; set model\.autoencoder\.channels=1"),
         (Labels(), 1, r"label maps have a channel for each label, and a tokenizer of 1 channel can be given none"),
@@ -267,7 +273,8 @@ def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
         open_source(tmp_path, file_type=Labels())
 
 
-# ------------------------------------------------------------------------------------------------------- what models say of it
+# ------------------------------------------------------------------------------------------------------- what models
+# say of it
 
 
 @pytest.mark.parametrize("given", [Color(), Labels(), Labels(255), Depth()])
@@ -302,7 +309,7 @@ def test_likeness_and_looks_of_label_maps() -> None:
     assert np.array_equal(to_array(label_colors(scores))[1, 0], palette(3))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- runs
+# ----------------------------------------------------------------------------------------------------------------- runs
 
 OBJECTIVE = {"perceptual": "none", "adversarial": {"weight": 0.0}}
 RUN: dict[str, Any] = {

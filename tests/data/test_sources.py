@@ -69,7 +69,8 @@ def test_a_folder_gives_sorted_labeled_visible_images(tmp_path: Path) -> None:
     ("kind", "folder"), [("color", "images"), ("edges", "images"), ("labels", "segmentations"), ("depth", "depths")]
 )
 def test_the_folder_of_scenes_is_not_that_of_their_images(kind: str, folder: str, tmp_path: Path) -> None:
-    """It was read with label maps, depths and edges as images, whose labels were `images`, `depths` ..., without a word."""
+    """It was read with label maps, depths and edges as images, whose labels were `images`, `depths` ...,
+    without a word."""
     write_scenes(tmp_path / "scenes", count=2, size=(16, 16))
     with pytest.raises(SmaltiError, match=rf"holds scenes, .* give .*scenes/{folder}$"):
         open_source(tmp_path / "scenes", file_type=FILE_TYPES[kind](None))
@@ -112,7 +113,7 @@ def test_paths_that_are_no_source_are_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tgz", "b.tar.gz", "C.TAR.ZST"])
 def test_compressed_shards_are_reported_as_such(name: str, tmp_path: Path) -> None:
-    """`smalti info` and `smalti reconstruct` said that they are no image."""
+    """`smalti info` and `smalti reconstruct` said that they are not image."""
     fill(tmp_path, {name: b"\x1f\x8b" + bytes(600)})
     assert holds_many(tmp_path / name)
     with pytest.raises(SmaltiError, match="compressed"):

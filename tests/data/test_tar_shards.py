@@ -1,4 +1,5 @@
-"""Tar shards: what is a sample, its label, any place at any time, every kind of damage, and the same as WebDataset sees."""
+"""Tar shards: what is a sample, its label, any place at any time, every kind of damage,
+and the same as WebDataset sees."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def red(source: Source, place: int) -> int:
     return int(source.read(source.images[place], 3)[0, 0, 0])
 
 
-# ------------------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------------------- what is
+# there
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -150,7 +152,8 @@ def test_info_says_what_shards_and_maps_hold(tmp_path: Path) -> None:
         assert all(line in " ".join(done.output.split()) for line in lines), done.output
 
 
-# ------------------------------------------------------------------------------------------------------------------- labels
+# -------------------------------------------------------------------------------------------------------------------
+# labels
 
 
 def test_labels_stand_nearby_an_image_or_are_its_folder(tmp_path: Path) -> None:
@@ -229,7 +232,8 @@ def test_one_image_of_a_sample_is_taken(tmp_path: Path) -> None:
         open_source(tmp_path / "c.tar")
 
 
-# ------------------------------------------------------------------------------------------------------------------- damage
+# -------------------------------------------------------------------------------------------------------------------
+# damage
 
 
 def test_shards_without_images_say_what_they_hold(tmp_path: Path) -> None:
@@ -249,17 +253,17 @@ def test_a_truncated_shard_is_reported_wherever_it_is_cut(tmp_path: Path) -> Non
     cut = tmp_path / "cut.tar"
     for size in (0, 100, 512, 700, second - 1, second + 1, second + 300, second + 512, second + 600):
         cut.write_bytes(whole[:size])
-        with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file \(.*\); copy or write it again"):
+        with pytest.raises(SmaltiError, match=r"cut\.tar is not a whole tar file \(.*\); copy or write it again"):
             open_source(cut)
     spoilt = bytearray(whole)
     spoilt[second + 5] ^= 0xFF
     cut.write_bytes(spoilt)
-    with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file \(it ends within or after 0\.png"):
+    with pytest.raises(SmaltiError, match=r"cut\.tar is not a whole tar file \(it ends within or after 0\.png"):
         open_source(cut)
     cut.write_bytes(whole[: 4 * second])  # all members, but no mark of the end, which some writers leave out
     assert len(open_source(cut).images) == 4
     cut.write_text("no tar file" * 100)
-    with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file"):
+    with pytest.raises(SmaltiError, match=r"cut\.tar is not a whole tar file"):
         open_source(cut)
 
 
@@ -284,7 +288,8 @@ def test_a_shard_that_goes_away_later_costs_its_images(tmp_path: Path) -> None:
         red(source, 11)
 
 
-# ------------------------------------------------------------------------------------------------------------------- streams
+# -------------------------------------------------------------------------------------------------------------------
+# streams
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +353,8 @@ def test_webdataset_sees_the_same(tmp_path: Path) -> None:
         assert stream.read() == sample["png"]
 
 
-# ----------------------------------------------------------------------------------------------- other systems, other programs
+# ----------------------------------------------------------------------------------------------- other systems, other
+# programs
 
 
 def special(path: Path, files: dict[str, bytes], members: dict[str, tuple[bytes, str]]) -> Path:
@@ -424,7 +430,7 @@ def test_shards_in_a_row_are_one(tmp_path: Path) -> None:
     assert [red(source, place) for place in range(3)] == [0, 1, 2]
     for cut in (len(parts[0]) + 700, len(parts[0]) + 10):
         (tmp_path / "x.tar").write_bytes(b"".join(parts)[:cut])
-        with pytest.raises(SmaltiError, match=r"x\.tar is no whole tar file"):
+        with pytest.raises(SmaltiError, match=r"x\.tar is not a whole tar file"):
             open_source(tmp_path / "x.tar")
 
 

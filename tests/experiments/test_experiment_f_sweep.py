@@ -1,5 +1,5 @@
-"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images generated; and the palette of f =
-1."""
+"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images generated; and the palette of f
+= 1."""
 
 from __future__ import annotations
 

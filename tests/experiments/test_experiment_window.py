@@ -226,7 +226,7 @@ def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]
     trainings = {name: note["settings"]["training"] for name, note in notes.items()}
     assert trainings[WINDOW]["run"]["batch"] == 8
     fewer = {**trainings[WINDOW], "run": {**trainings[WINDOW]["run"], "batch": 1}}
-    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes a step"
+    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes per step"
     assert trainings[COORDINATES] == {**trainings[WINDOW], "condition": "coordinates"}
     assert trainings[NEIGHBORHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBORHOOD]["network"]}
     assert [note["after"][1] for note in notes.values()] == ["codes-2x2"] * 3 + ["codes-4x8"]
@@ -333,7 +333,8 @@ def test_every_scale_can_be_planned(scale: str) -> None:
         ({"sizes": [[2, 4]], "whole": []}, "", "that are as high as the scenes, 16 pixels"),
         ({"window": [2, 1], "sizes": [[4, 3]], "whole": []}, "", "sides of multiples of 8"),
         ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
-        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "", "neighborhood=\\[...\\], or set parameters_wi"),
+        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "",
+            "neighborhood=\\[...\\], or set parameters_wi"),
         ({}, "prior.network.layers=2", "decides network.layers itself"),
         ({}, "prior.condition=unconditional", "decides condition itself"),
         ({}, "tokenizer.images.size=[8, 8]", "decides images.size itself"),

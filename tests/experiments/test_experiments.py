@@ -1,5 +1,5 @@
-"""The frame of experiments: what is done stays done, what was stopped continues, what has changed is done again; and the
-table."""
+"""The frame of experiments: what is done stays done, what was stopped continues, what has changed is done again; and
+the table."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from smalti.fit import fit_run
 from smalti.fit.fit_request import FitRequest, StateFile
 from smalti.images.io import read_settings
 from smalti.pipeline import Pipeline
+from tests.data.test_image_tables import table
 from tests.experiment_helpers import page, quick
 from tests.fit.described_images import write_described
 from tests.reports.html_page import Page
@@ -240,7 +241,7 @@ def test_errors_are_one_sentence(
     inside = fails(capfd, monkeypatch, images, "--out", images / "run", *recipe)
     assert "is in the folder of the images" in inside
     unknown = fails(capfd, monkeypatch, images, *out, *recipe, "--without", "label")
-    assert "--without label: this condition is no condition here; did you mean 'labels'?" in unknown
+    assert "--without label: this condition is not a condition here; did you mean 'labels'?" in unknown
     assert "write it with units" in fails(capfd, monkeypatch, images, *out, *recipe, "--time", "soon")
     assert "write it with units" in fails(capfd, monkeypatch, images, *out, *recipe, "--time", "60")
     stage = fails(capfd, monkeypatch, images, *out, *recipe, "--set", "run.images=3")
@@ -270,3 +271,24 @@ def test_the_check_alone_trains_nothing(
     assert "condition text:" in out
     assert "What should be changed:" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_the_first_images_of_a_stream_are_copied_and_fitted(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tables").mkdir()
+    table(tmp_path).to_parquet(str(tmp_path / "tables" / "train.parquet"))
+    request = request_of(home, images=tmp_path / "tables", stream=6)
+    fit_run.fit(request, tmp_path / "run", console=QUIET)
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 6
+    assert condition_keys(Pipeline.from_pretrained(tmp_path / "run").condition) == ("label", "text")
+    shutil.rmtree(tmp_path / "tables")
+    fit_run.fit(request, tmp_path / "run", console=QUIET)  # what has been copied is not read again
+
+
+def test_a_stream_is_of_a_table(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\n")
+    with pytest.raises(SmaltiError, match=r"--stream is for data sets of Hugging Face, as hf:NAME, and .*list\.txt"):
+        request_of(home, images=tmp_path / "list.txt", stream=6)

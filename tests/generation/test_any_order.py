@@ -1,4 +1,5 @@
-"""Generation with priors that know any order: known codes first, any order after them, windows, steps of several codes."""
+"""Generation with any-order priors: known codes first, any order after them, windows, steps
+of several codes."""
 
 from __future__ import annotations
 
@@ -293,7 +294,7 @@ def test_what_does_not_go_together_is_refused_in_a_sentence() -> None:
     any_order, raster, known = small(), small(order="raster"), unknown_codes(2, GRID)
     with pytest.raises(SmaltiError, match=r"generates in the order 'raster' alone; leave the order out"):
         generated(raster, known, order=torch.arange(20))
-    with pytest.raises(SmaltiError, match=r"parallel = 4 needs a prior that knows any order"):
+    with pytest.raises(SmaltiError, match=r"parallel = 4 needs an any-order prior"):
         generated(raster, known, parallel=4)
     with pytest.raises(SmaltiError, match=r"parallel = 4 and speculate = 2 do not go together"):
         generated(any_order, known, parallel=4, speculate=2)

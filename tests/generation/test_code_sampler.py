@@ -310,7 +310,8 @@ def test_a_prefix_can_follow_the_window() -> None:
 
     known, seeds = unknown_codes(1, (3, 3)), torch.tensor([0])
     codes = list(generate(prior, GenerationRequest(prefix_at, sampler=Sampler(), seeds=seeds, known=known)))[-1]
-    # Rows and columns 0 and 1 stand in the first window, 2 in the second. Each is asked once, for those that come back are kept.
+    # Rows and columns 0 and 1 stand in the first window, 2 in the second. Each is asked once, for those
+    # that come back are kept.
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert sorted(seen) == [Window(top, left, 2, 2) for top, left in places]
     assert not torch.equal(codes, sample_codes(prior, known))

@@ -1,4 +1,5 @@
-"""smalti.generation.speculative: codes that are guessed are those that are laid one by one, in fewer calls of the prior."""
+"""smalti.generation.speculative: codes that are guessed are those that are laid one by one, in fewer calls
+of the prior."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ SAMPLERS = {
 
 
 def generate_steps(prior: Prior, known: Tensor, *, speculate: int, first: int = 0, **options: Any) -> list[Tensor]:
-    """All that is yielded for images with seeds from `first` on, each told a map of its own where the prior reads one."""
+    """All that is yielded for images with seeds from `first` on, each told a map
+    of its own where the prior reads one."""
     prefix_at = prefix_function(prior, len(known), (known.shape[1], known.shape[2]), 3)
     options = {"sampler": Sampler(), **options}
     seeds = torch.arange(first, first + len(known))
@@ -55,7 +57,8 @@ def partly_known(batch: int, grid: tuple[int, int], share: float, number: int) -
     return codes.masked_fill(torch.rand(codes.shape, generator=generator) < share, -1)
 
 
-# --- the same codes -----------------------------------------------------------------------------------------------------
+# --- the same codes
+# -----------------------------------------------------------------------------------------------------
 
 
 @examples(max_examples=20)
@@ -114,7 +117,8 @@ def test_what_is_known_is_not_requested() -> None:
     assert not reads.shapes
 
 
-# --- in fewer calls ------------------------------------------------------------------------------------------------------
+# --- in fewer calls
+# ------------------------------------------------------------------------------------------------------
 
 
 def calls_of(prior: Prior, known: Tensor, *, speculate: int, **options: Any) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -160,7 +164,8 @@ def test_answers_that_are_right_already_are_believed_in_the_next_call() -> None:
 
 
 def test_a_code_that_repeats_is_proposed_at_once() -> None:
-    """The likeliest code is everywhere the same; a call lays one code more than it guesses, and reads one that is laid."""
+    """The likeliest code is everywhere the same; a call lays one code more than it guesses, and reads one
+    that is laid."""
     codes, shapes = calls_of(
         flat(small(prefix_length=2)), unknown_codes(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"]
     )
@@ -168,7 +173,8 @@ def test_a_code_that_repeats_is_proposed_at_once() -> None:
     assert shapes == [(3, 2), (3, 5), (3, 5), (3, 5)]
 
 
-# --- where it is asked for -----------------------------------------------------------------------------------------------
+# --- where it is asked for
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def networks() -> dict[str, Callable[..., Prior]]:
 
 
 def prefix_function(prior: Prior, batch: int, grid: tuple[int, int], number: int) -> Callable[[Window], Tensor]:
-    """A prefix for each window: codes that hang on where it stands, then those of a map of the grid that lie under it."""
+    """A prefix for each window: codes that hang on where it stands, then those of a map of the grid
+    that lie under it."""
     drawn = torch.randint(3, (batch, *grid), generator=torch.Generator().manual_seed(number))
 
     def prefix_at(window: Window) -> Tensor:
@@ -267,7 +268,8 @@ def test_rows_in_flight_share_their_calls() -> None:
     prior = small(grid=(4, 4))
     reads = Reads(prior)
     generate_steps(prior, unknown_codes(2, (12, 24)))
-    # In the middle of a grid six windows wide, up to six rows are in flight: one begins or ends, and the rest share a call.
+    # In the middle of a grid six windows wide, up to six rows are in flight: one begins or ends,
+    # and the rest share a call.
     assert max(sequences for sequences, _ in reads.shapes) >= 2 * 4
     assert len(reads.shapes) < 12 * 24 * 0.75  # at the borders calls of one place keep caches
 
@@ -288,12 +290,14 @@ def test_a_window_that_stands_still_keeps_its_cache() -> None:
     assert reads.shapes == [(2, 2)] + 15 * [(2, 1)]
     reads.shapes.clear()
     generate_steps(prior, unknown_codes(1, (1, 9)))
-    # Columns 0 to 2, and 7 to 8, lie under a window that stands; the second is opened at column 7, over three codes and the prefix.
+    # Columns 0 to 2, and 7 to 8, lie under a window that stands; the second is opened at column 7,
+    # over three codes and the prefix.
     assert reads.shapes == [(1, 2), (1, 1), (1, 1), (1, 4), (1, 4), (1, 4), (1, 4), (1, 4), (1, 1)]
 
 
 def test_a_window_that_comes_back_keeps_its_cache() -> None:
-    """At the upper border the windows of row 0 come back over rows 1 and 2, and are told the codes that are new alone."""
+    """At the upper border the windows of row 0 come back over rows 1 and 2, and are told the codes
+    that are new alone."""
     prior = small(grid=(4, 4), prefix_length=2)
     reads = Reads(prior)
     generate_steps(prior, unknown_codes(1, (4, 6)))

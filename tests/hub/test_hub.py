@@ -133,7 +133,8 @@ def test_what_is_in_the_cache_needs_no_network(tmp_path: Path) -> None:
     assert ended.stdout.strip() == "2", ended.stderr
 
 
-# --- the card -------------------------------------------------------------------------------------------------------------------
+# --- the card
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def card(folder: Path, sources: Sources) -> str:
@@ -213,7 +214,8 @@ def test_a_card_without_runs_claims_nothing(tmp_path: Path) -> None:
             write_card(tmp_path / "model", "me/mosaic", Sources(license))
 
 
-# --- the command ----------------------------------------------------------------------------------------------------------------
+# --- the command
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def push(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -168,7 +168,7 @@ def test_a_mistyped_folder_is_reported_before_the_hub_is_requested(
 
     monkeypatch.setattr(hugging_face, "fetched", fetched)
     written(Path("runs/demo"))
-    Path("runs/dmep").touch()  # a file is no model
+    Path("runs/dmep").touch()  # a file is not a model
     with pytest.raises(SmaltiError, match=r"^there is no folder runs/dmeo; did you mean 'runs/demo'\?$"):
         here("runs/dmeo")
     with pytest.raises(SmaltiError, match=r"^there is no folder runs/photos; runs is one, so the Hub was not queried$"):

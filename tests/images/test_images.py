@@ -391,7 +391,8 @@ def test_the_middle_of_a_thin_image_is_what_scaling_all_of_it_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     most = np.iinfo(dtype).max
-    # Waves within black and white: where Lanczos overshoots, Pillow cuts it off between its two passes, in an order of its own.
+    # Waves within black and white: where Lanczos overshoots, Pillow cuts it off between its two passes,
+    # in an order of its own.
     rows, columns, place = np.ogrid[: full[0], : full[1], :channels]
     thin: npt.NDArray[Any] = ((0.5 + 0.3 * np.sin(0.7 * (rows + columns) + place)) * most).astype(dtype)
     expected = center_crop(resize_to_cover(thin, size, filter=filter), size).astype(int)

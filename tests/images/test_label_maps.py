@@ -144,7 +144,7 @@ def test_damaged_files_are_reported(tmp_path: Path) -> None:
 
 def test_colors_are_no_depth(tmp_path: Path) -> None:
     with pytest.raises(
-        DamagedImage, match=r"^wrong\.png holds colors, and a depth one number a pixel; save it as gray"
+        DamagedImage, match=r"^wrong\.png holds colors, and a depth one number per pixel; save it as gray"
     ):
         read_depth(
             saved(tmp_path / "a.png", np.dstack([NUMBERS, NUMBERS, NUMBERS.T.reshape(2, 3)]).astype(np.uint8)),

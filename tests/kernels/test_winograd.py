@@ -1,4 +1,5 @@
-"""smalti.kernels.winograd: equal to the definition, forwards and backwards, used where it should be, and missed nowhere."""
+"""smalti.kernels.winograd: equal to the definition, forwards and backwards, used where it should be,
+and missed nowhere."""
 
 from __future__ import annotations
 
@@ -153,7 +154,8 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert made.stat().st_mtime_ns == written
 
 
-# --- frozen weights ------------------------------------------------------------------------------------------------------------
+# --- frozen weights
+# ------------------------------------------------------------------------------------------------------------
 
 
 @here

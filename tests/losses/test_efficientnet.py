@@ -113,7 +113,8 @@ def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         efficientnet_lite0()
 
 
-# --- the perceptual distance -------------------------------------------------------------------------------------------
+# --- the perceptual distance
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Two processes with half of the batch each give what one process gives with all of it: real processes, joined by gloo."""
+"""Two processes with half of the batch each give what one process gives with all of it: real processes,
+joined by gloo."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ GLOBAL = ("adaptive_weight", "full_weight", "gradient_norm", "discriminator_grad
 
 
 class _Tokenizer(nn.Module):
-    """Images -> features, a loss of "codes" and reconstructions, in one forward, as a data-parallel wrapper needs it."""
+    """Images -> features, a loss of "codes" and reconstructions, in one forward,
+    as a data-parallel wrapper needs it."""
 
     def __init__(self) -> None:
         super().__init__()

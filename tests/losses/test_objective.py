@@ -256,7 +256,8 @@ def test_label_maps_are_learned_without_perceptual_term_and_discriminator(pixel:
     for wrong in ({"perceptual": "vgg16"}, {"adversarial": {"weight": 0.4}}):
         with pytest.raises(
             SmaltiError,
-            match=rf"here: pixel = '{pixel}' .*set perceptual and logits to none and hatch_weight and adversarial.weight to 0",
+            match=rf"here: pixel = '{pixel}' .*set perceptual and logits to none "
+            r"and hatch_weight and adversarial.weight to 0",
         ):
             parse(ObjectiveSettings, {**alone, **wrong}, where="here")
     parse(ObjectiveSettings, {"pixel": "l2", "perceptual": "vgg16"}, where="here")

@@ -159,7 +159,8 @@ def test_codes_of_another_condition_are_refused(tmp_path: Path, data_folder: Pat
             (
                 None,
                 given(),
-                r"have no condition codes, and this prior is conditioned on a codes; encode .* smalti encode --condition",
+                r"have no condition codes, and this prior is conditioned on a codes;"
+                r" encode .* smalti encode --condition",
             ),
             (
                 given(),

@@ -1,4 +1,5 @@
-"""smalti.prior.pixelsnail: what every prior must be, convolutions against PyTorch's own, and a run from codes to samples."""
+"""smalti.prior.pixelsnail: what every prior must be, convolutions against PyTorch's own,
+and a run from codes to samples."""
 
 from __future__ import annotations
 

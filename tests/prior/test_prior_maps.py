@@ -53,7 +53,8 @@ def test_code_by_code_it_is_the_same(maps: tuple[int, ...], prefix: int) -> None
 
 @torch.no_grad()
 def test_the_map_conditions_where_the_next_code_is_generated() -> None:
-    """With attention and perceptrons silenced, nothing but the hint is left: each code hears its own place of the map alone."""
+    """With attention and perceptrons silenced, nothing but the hint is left: each code hears its own place
+    of the map alone."""
     prior = built(maps=(1,), prefix=13)
     for block in prior.blocks:
         block.attention.out.weight.zero_()  # type: ignore[union-attr,operator]

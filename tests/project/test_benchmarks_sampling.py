@@ -18,7 +18,8 @@ from dataclasses import replace
 import sampling
 sampling.SIZES = replace(sampling.SIZES, layers=2, embed_dim=32, heads=4, grid=(4, 4), block_size=16)
 sampling.NEAR = replace(sampling.NEAR, layers=2, embed_dim=32, heads=4, grid=(4, 4), radius=2)
-sampling.ITEMS = {{name: work._replace(grid=(4, 4) if name == "cached" else (6, 9)) for name, work in sampling.ITEMS.items()}}
+sampling.ITEMS = {{name: work._replace(grid=(4, 4) if name == "cached" else (6, 9))
+                  for name, work in sampling.ITEMS.items()}}
 """
 THEIRS = """
 import json, sys

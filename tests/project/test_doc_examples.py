@@ -40,13 +40,16 @@ PAGES = [
 NOT_RUN = {
     "gradio_client": "needs a running server and the extra web; tests/web calls the same functions",
     "smalti.web.server": "serves until it is stopped; tests/web starts it",
-    "transformers": "needs the transformers package; tests/checkpoints/test_transformers.py runs it where it is installed",
+    "transformers": "needs the transformers package; tests/checkpoints/test_transformers.py runs it where it is "
+    "installed",
     "push_to_hub": "needs an account of the Hugging Face Hub; tests/hub has one that is made up",
     "train_classifier": "trains a classifier and generates 108 panoramas: minutes",
     "MINE = Experiment(": "a part of a file of the package; tests/experiments hold every experiment to it",
-    "quantizers.gradient_estimators": "a file of the package; tests/tokenizer/test_quantizer_example.py adds and tests it",
+    "quantizers.gradient_estimators": "a file of the package; "
+    "tests/tokenizer/test_quantizer_example.py adds and tests it",
 }
-"""What is in a Python block that is not run -> why. Such a block is compiled, and its imports of smalti are resolved."""
+"""What is in a Python block that is not run -> why. Such a block is compiled, and its imports
+of smalti are resolved."""
 
 OTHER_PROGRAMS = {
     "pip": "changes the environment",

@@ -54,7 +54,8 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(tree: ast.AST, modules: frozenset[str]) -> Iterator[tuple[int, str]]:
-    """All imports of smalti in a file, also inside functions: (line, module). A name that is no module gives its home."""
+    """All imports of smalti in a file, also inside functions: (line, module). A name
+    that is not a module gives its home."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

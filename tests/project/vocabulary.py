@@ -49,7 +49,8 @@ BRITISH = (
 TEXT = re.compile(
     r"\b(?:is|are|was|were|be|been|being) (?:laid|told|judged|obeyed)\b"
     r"|\b(?:told (?:nothing|apart|what|where|that|its|their|the|a|by|in)|tells? (?:one|you|what|how|where|which|of)"
-    r"|(?:to|not|will|can|would|may) lay|lays? (?:images?|codes?|them|it|out|down)|laying|laid (?:by|anew|over|out|down|in)"
+    r"|(?:to|not|will|can|would|may) lay|lays? (?:images?|codes?|them|it|out|down)|laying"
+    r"|laid (?:by|anew|over|out|down|in)"
     r"|pictures?|paint new images|judges?|so-manieth|colou?red by hand|nats a code|bits a pixel"
     r"|(?:images|codes|steps) a second)\b",
     re.IGNORECASE,

@@ -108,7 +108,7 @@ def test_season_and_time_of_day_are_those_of_the_class(
     stated = 0
     for scene, caption in pairs(scenes):
         own = scene.label.split("-")[part]
-        # Mountains wear snow in winter only, and "nightfall" is no night.
+        # Mountains wear snow in winter only, and "nightfall" is not a night.
         named = {name for name, pattern in words.items() if has(pattern, caption)}
         assert named <= {own}, caption
         stated += bool(named)

@@ -1,4 +1,5 @@
-"""Images of any size through a tokenizer: which go by strips, that they are the same, and how far the work is told to be."""
+"""Images of any size through a tokenizer: which go by strips, that they are the same,
+and how far the work is told to be."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ def by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def test_an_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole is computed in float64: in float32 PyTorch's own GroupNorm (where there is no compiler for ours) is up to 5e-3 off
-    where such a map lies channels last, so that it would be the whole that is wrong, and not its strips."""
+    """The whole is computed in float64: in float32 PyTorch's own GroupNorm (where there is no compiler for ours) is up
+    to 5e-3 off where such a map lies channels last, so that it would be the whole that is wrong, and not its strips."""
     monkeypatch.setattr(any_size, "STRIP", 2**18)  # for the few channels here: strips of 124 rows
     model = small(patch_size=4, channel_multipliers=[1, 1], middle_attention=False)
     side = 1024 // model.factor

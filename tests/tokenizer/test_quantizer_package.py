@@ -84,7 +84,8 @@ def test_nearest_codes(normalized: bool, gradient: Any) -> None:
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_running_means(normalized: bool) -> None:
-    """Several steps move the codebook alike. They count in vectors and begin at 1, we in mean counts: theirs are set to ours."""
+    """Several steps move the codebook alike. They count in vectors and begin at 1, we in mean counts:
+    theirs are set to ours."""
     memory, mean = 0.8, N / K
     other = theirs(use_cosine_sim=normalized, decay=memory, eps=SMOOTHING * mean).train()
     other._codebook.cluster_size.data.fill_(mean)
@@ -114,8 +115,8 @@ def test_running_means(normalized: bool) -> None:
 
 @pytest.mark.parametrize("levels", [(8, 5, 5, 5), (7, 4), (3, 6, 8)])
 def test_finite_scalars(levels: tuple[int, ...]) -> None:
-    """All codes have the same latents, and features the same codes but for a thousandth at the edges of cells, where their bound
-    is wider by 0.2 % than the paper's."""
+    """All codes have the same latents, and features the same codes but for a thousandth at the edges of cells, where
+    their bound is wider by 0.2 % than the paper's."""
     other, ours = package().FSQ(levels=list(levels)), FSQ(FSQSettings(levels=levels))
     everything = torch.arange(ours.size).view(1, 1, -1)
     torch.testing.assert_close(ours.lookup(everything), other.indices_to_codes(everything))

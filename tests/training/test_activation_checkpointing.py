@@ -1,4 +1,5 @@
-"""Parts of a batch, blocks that are computed again, blocks that are compiled: other memory and time, the same training."""
+"""Parts of a batch, blocks that are computed again, blocks that are compiled: other memory and time,
+the same training."""
 
 from __future__ import annotations
 
@@ -66,8 +67,8 @@ def steps(folder: Path, *overrides: str) -> tuple[TokenizerStage, list[dict[str,
 
 @pytest.mark.parametrize("start", ["objective.adversarial.start=0", "objective.adversarial.weight=0"])
 def test_two_parts_of_two_are_a_batch_of_four(start: str, folder: Path) -> None:
-    """Losses, norms, codes and anchors. Not the adaptive weight, of which each part has its own, nor LeCam's loss, which each part
-    takes with anchors that it has moved by itself."""
+    """Losses, norms, codes and anchors. Not the adaptive weight, of which each part has its own, nor LeCam's loss,
+    which each part takes with anchors that it has moved by itself."""
     given = (start, "objective.adversarial.weighting=fixed", "objective.adversarial.lecam=0")
     (whole, expected), (parts, found) = steps(folder, *given), steps(folder, *given, "run.accumulate=2")
     for a, b in zip(expected, found, strict=True):

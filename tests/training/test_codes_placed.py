@@ -1,4 +1,5 @@
-"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run continues with another length."""
+"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run continues
+with another length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Diagnostics: each symptom by itself, that each is reported once, and that steps that are not finite change nothing."""
+"""Diagnostics: each symptom by itself, that each is reported once, and that steps
+that are not finite change nothing."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def test_skipped_steps() -> None:
     assert "gradient_norm" in sentence
 
 
-# --- reported once -----------------------------------------------------------------------------------------------------
+# --- reported once
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_diagnostic_is_reported_when_it_begins_and_when_it_is_resolved() -> None:

@@ -1,4 +1,5 @@
-"""Overfitting: the best model is the one that is kept, training stops in time, and neither is lost with a killed process."""
+"""Overfitting: the best model is the one that is kept, training stops in time, and neither is lost
+with a killed process."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ from tests.processes import finished, started
 from tests.small import small_prior, write_images, write_recipe
 from tests.training.test_training import KILLED, small_tokenizer
 
-# Without dropout, at a high rate, on sixteen images: the likelihood of the four others soon falls. States are written at every
-# third validation, so that a best model may come between two of them.
+# Without dropout, at a high rate, on sixteen images: the likelihood of the four others soon falls. States are written
+# at every third validation, so that a best model may come between two of them.
 OVERFIT = (
-    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1", "run.ema_half_life=0", "run.codes=6400",
+    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1",
+    "run.ema_half_life=0", "run.codes=6400",
     "run.sample_every=6400", "run.checkpoint_every=960",
 )  # fmt: skip
 BEST, STOP = 1600, 2560
@@ -162,8 +164,8 @@ def test_a_stopped_run_goes_on_with_more_patience(folder: Path) -> None:
 
 
 def test_a_killed_run_stops_at_the_same_place_with_the_same_model(folder: Path) -> None:
-    """Killed when the best model is written and the last state is older than it; broken off when two validations after it are
-    over, and then while the model of the stopped run is put in its place."""
+    """Killed when the best model is written and the last state is older than it; broken off when two validations after
+    it are over, and then while the model of the stopped run is put in its place."""
     kill(folder, "killed", module="smalti.training.optimizer_step", name="set_rate", at=28)
     models = folder / "killed" / "state" / "best"
     assert {kept.name for kept in models.iterdir()} >= {"00000000000960", f"{BEST:014d}"}
@@ -181,7 +183,10 @@ def test_a_stop_is_reported_again_and_is_no_failure(folder: Path, monkeypatch: p
     command += [part for override in OVERFIT for part in ("--set", override)]
     first = CliRunner().invoke(app, [*command, "--patience", "3"])
     assert first.exit_code == 0, first.output
-    sentence = f"stopped after {STOP:,} of 6,400 codes: nats have not fallen for 3 validations; the model of {BEST:,} codes is kept"
+    sentence = (
+        f"stopped after {STOP:,} of 6,400 codes: nats have not fallen for 3 validations; "
+        f"the model of {BEST:,} codes is kept"
+    )
     assert f"prior {sentence}" in first.output
     before = (folder / "told" / "metrics.jsonl").read_text()
     again = CliRunner().invoke(app, [*command, "--patience", "3"])
@@ -240,8 +245,8 @@ def test_what_is_best() -> None:
 @pytest.mark.slow
 def test_two_processes_stop_where_one_stops(folder: Path) -> None:
     """Each measures a fraction of the held-out images, and both must see the same best and stop together."""
-    # Without the chance that each process draws for itself. Rounding grows; in the two validations that decide, likelihoods are
-    # 5 to 10 % above the best.
+    # Without the chance that each process draws for itself. Rounding grows; in the two validations that decide,
+    # likelihoods are 5 to 10 % above the best.
     same_chance = (*OVERFIT, "condition_dropout=0", "run.patience=2")
     one = small_prior(folder, "one", *same_chance)
     command = ["-m", "smalti", "train", "prior", "codes", "--tokenizer", "tokenizer", "--recipe", "small.yaml"]

@@ -48,11 +48,13 @@ QUANTIZER = {
 
 
 class SmallGAN:
-    """A tokenizer, a discriminator (by default with BatchNorm) and their optimizers, in double precision, from one seed."""
+    """A tokenizer, a discriminator (by default with BatchNorm) and their optimizers, in double precision,
+    from one seed."""
 
     def __init__(self, **adversarial: Any) -> None:
         torch.manual_seed(0)
-        # 24 channels have 8 groups of norms: were a channel a group of its own, biases before it would move by rounding alone.
+        # 24 channels have 8 groups of norms: were a channel a group of its own,
+        # biases before it would move by rounding alone.
         autoencoder = {
             "base_channels": 24,
             "channel_multipliers": [1, 1],
@@ -389,7 +391,8 @@ def test_label_maps_are_learned_alone(pixel: str) -> None:
     assert (logits.argmax(1) == labels).float().mean() > 0.9
 
 
-# --- chance, and a margin ----------------------------------------------------------------------------------------------
+# --- chance, and a margin
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("updates", sorted(UPDATES))

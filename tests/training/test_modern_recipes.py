@@ -87,7 +87,8 @@ def test_what_is_made_of_images_has_as_many_codes_as_they_have() -> None:
 
 
 CONDITIONS = {
-    "class": "labels", "unconditional": "unconditional", "coordinates": "coordinates", "layout": "layout", "pose": "keypoints"
+    "class": "labels", "unconditional": "unconditional", "coordinates": "coordinates", "layout": "layout",
+    "pose": "keypoints"
 }  # fmt: skip
 
 

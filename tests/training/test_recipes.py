@@ -59,7 +59,8 @@ def test_every_recipe_resolves_and_comes_back_from_its_yaml(recipe: str) -> None
 def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(
-        "like: small\nprior: {network: {layers: 2}}\ntokenizer: {model: {quantizer: {name: gumbel, codebook_size: 64}}}\n"
+        "like: small\nprior: {network: {layers: 2}}\ntokenizer: {model: {quantizer: {name: gumbel, codebook_size: "
+        "64}}}\n"
     )
     changed, whole = read_recipe(str(mine)), read_recipe("small")
     assert changed["prior"]["network"] == {**whole["prior"]["network"], "layers": 2}

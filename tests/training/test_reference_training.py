@@ -76,7 +76,8 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
 
 @pytest.mark.parametrize(("grad_clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
 def test_clipping_and_none(grad_clip: float, moved: float) -> None:
-    """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
+    """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of
+    it."""
     module = nn.Linear(1, 1, bias=False)
     fabric, wrapped, optimizer = fabric_of(module)
     before = module.weight.item()

@@ -109,7 +109,8 @@ def test_a_run_killed_while_its_decoder_learns_alone_ends_with_the_same_weights(
 
 
 def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:
-    """Reports after 12, 24, 36 images and states after 16, 32: the third report is of steps on both sides of the cut."""
+    """Reports after 12, 24, 36 images and states after 16, 32: the third report is of steps on both sides
+    of the cut."""
     given = ("run.log_every=12", "run.images=48")
     small_tokenizer(folder, "uncut", *given)
     killed(folder, "small_tokenizer_in_twelves", "cut", module="smalti.training.optimizer_step", name="set_rate", at=17)

@@ -35,7 +35,7 @@ class Read(Protocol):
 
 
 def check_window(prior: Prior | None, grid: Grid | None, *, where: str | Path) -> None:
-    """Raises `SmaltiError` where a `grid` was given and the prior of `where` has another one, or there is no prior."""
+    """Raises `SmaltiError` if a `grid` was given and the prior of `where` has another one, or there is no prior."""
     if grid is None:
         return
     if prior is None:

@@ -67,7 +67,8 @@ class Config:
 
 
 def _kept(config: Config) -> dict[str, Any]:
-    """What says nothing about the network, but something to their pipelines: it is kept in `about` and written again."""
+    """What says nothing about the network, but something to their pipelines: it is kept in `about`
+    and written again."""
     return {
         "sample_size": config.sample_size,
         "scaling_factor": config.scaling_factor,
@@ -120,7 +121,7 @@ def write(
 
 
 def _folder(path: Path) -> Path | None:
-    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` where there is only another model of
+    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` if there is only another model of
     theirs."""
     if path.is_file():
         path = path.parent if path.name == CONFIG or path.name.startswith(_STEM) else path

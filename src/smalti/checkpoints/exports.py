@@ -4,7 +4,7 @@ Two files, `encoder` (images -> codes) and `decoder` (codes -> images), for any 
 codes each way on. Beside them `tokenizer.json` says what they take. An image is computed whole: there are no strips in
 a graph.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
 
 from __future__ import annotations

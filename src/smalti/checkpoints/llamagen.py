@@ -4,7 +4,7 @@ Settings follow from the shapes of the weights. What shapes do not show (the hea
 table of sizes and from the name of the file, such as `c2i_L_384.pt`. Source: Sun et al. 2024, "Autoregressive Model
 Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525).
 
-Letters: D width, N heads, d = D / N, K image codes, C classes, h w grid of codes.
+Notation: D width, N heads, d = D / N, K image codes, C classes, h w grid of codes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class _File(NamedTuple):
     """Those that we wrote."""
 
     def shape(self, name: str, *, axes: int) -> tuple[int, ...]:
-        """A weight's name -> its shape. Raises `SmaltiError` where it is missing or has another number of axes."""
+        """A weight's name -> its shape. Raises `SmaltiError` if it is missing or has another number of axes."""
         if name not in self.weights:
             raise self.unfit(f"{name} is missing")
         shape = tuple(self.weights[name].shape)
@@ -175,12 +175,12 @@ def _files(path: Path) -> dict[str, _File]:
 
 
 def knows(path: Path) -> bool:
-    """Whether a file holds a model of theirs. Raises `SmaltiError` where it is damaged."""
+    """Whether a file holds a model of theirs. Raises `SmaltiError` if it is damaged."""
     return path.suffix in SUFFIXES and _open(path) is not None
 
 
 def _open(path: Path) -> _File | None:
-    """A file -> its weights if they are a model of theirs. Raises `SmaltiError` where it is damaged."""
+    """A file -> its weights if they are a model of theirs. Raises `SmaltiError` if it is damaged."""
     content: Any = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     if not isinstance(content, Mapping):
         return None

@@ -36,7 +36,7 @@ OBJECTS = (
     ),
     *("numpy", "pathlib", "datetime", "argparse", "typing", "enum", "_codecs", "antlr4"),
 )
-"""Packages whose objects stand in such files though they are no weights; replaced even where they are called."""
+"""Packages whose objects stand in such files though they are not weights; replaced even where they are called."""
 
 
 class _Dead(type):
@@ -160,7 +160,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     content = read_pickle(path)
     tensors = tensors_in(content, sections=SECTIONS) if isinstance(content, Mapping) else {}
     if not tensors:
-        raise SmaltiError(f"{path} holds no weights by name; it is no checkpoint of a model")
+        raise SmaltiError(f"{path} holds no weights by name; it is not a checkpoint of a model")
     return tensors
 
 
@@ -203,6 +203,6 @@ def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     wrapper = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPERS)})\.")
     bare = {name: wrapper.sub("", name) for name in weights}
-    if len(set(bare.values())) < len(bare):  # then they tell weights apart, and are no wrappers
+    if len(set(bare.values())) < len(bare):  # then they tell weights apart, and are not wrappers
         return dict(weights)
     return {bare[name]: tensor for name, tensor in weights.items()}

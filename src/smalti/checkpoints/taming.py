@@ -75,7 +75,7 @@ def find(path: Path) -> Found | None:
     """A run folder, a folder with a YAML and a checkpoint, or a checkpoint with its YAML beside it -> both; None for
     others.
 
-    Raises `SmaltiError` where there is one half only, where a folder holds several models, where it is not known which
+    Raises `SmaltiError` if there is one half only, where a folder holds several models, where it is not known which
     of several YAML files belongs to a checkpoint, and for YAML that is none.
     """
     if path.is_file() and path.suffix in SUFFIXES:
@@ -210,7 +210,7 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
 
 
 def _agreed(given: Grid | None, noted: Grid | None, *, where: str) -> Grid | None:
-    """The one of two grids that is known. Raises `SmaltiError` where they differ."""
+    """The one of two grids that is known. Raises `SmaltiError` if they differ."""
     if given is not None and noted is not None and given != noted:
         raise SmaltiError(
             f"{where} is of a window of {in_text(noted)} codes, the grid given is {in_text(given)}; leave it out"
@@ -232,7 +232,7 @@ def read_net2net(
     """A transformer with both its stages -> tokenizer, prior and condition.
 
     The window is that of its permuter; where it has none, `grid` (h,w) in codes; where that is None too, the square
-    that its positions make. Raises `SmaltiError` where they contradict one another, and where the positions make no
+    that its positions make. Raises `SmaltiError` if they contradict one another, and where the positions make no
     square.
     """
     params = dict(part.params)
@@ -299,7 +299,7 @@ def _permuter(params: Mapping[str, Any], *, where: str) -> Part | None:
 
 
 def _window(params: Mapping[str, Any], given: Grid | None, *, where: str) -> Grid | None:
-    """The grid of codes that the permuter is for, else the one given. Raises `SmaltiError` where they differ."""
+    """The grid of codes that the permuter is for, else the one given. Raises `SmaltiError` if they differ."""
     permuter = _permuter(params, where=where)
     if permuter is None or not {"H", "W"} <= permuter.params.keys():
         return given

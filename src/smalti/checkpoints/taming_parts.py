@@ -2,8 +2,8 @@
 stages).
 
 Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
-its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown key
-is an error.
+its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown
+key is an error.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Part(NamedTuple):
 
 
 def take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
-    """What stands under a key that must be there. Raises `SmaltiError` where it is missing."""
+    """What stands under a key that must be there. Raises `SmaltiError` if it is missing."""
     if key not in values:
         raise SmaltiError(f"{where}: the key {key!r} is missing")
     return values[key]

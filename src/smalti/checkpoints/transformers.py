@@ -5,7 +5,7 @@ The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Beside 
 has no place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer (in the folder
 `vqgan`, ours). Only folders that were written here are read: of another GPT-2 nobody knows which images its codes are.
 
-Letters: D width, h w grid, K image codes, V codes of condition and image.
+Notation: D width, h w grid, K image codes, V codes of condition and image.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _joined(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _apart(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """The inverse of `_joined`. Raises `SmaltiError` where a tensor is not made of three parts."""
+    """The inverse of `_joined`. Raises `SmaltiError` if a tensor is not made of three parts."""
     parts: dict[str, Tensor] = {}
     for name, weight in weights.items():
         home, is_joined, kind = name.partition(".c_attn.")

@@ -19,7 +19,8 @@ def scenes(
         int | None, typer.Option(min=1, help="Number of worker processes; all cores by default.")
     ] = None,
 ) -> None:
-    """Render the embedded data set: landscapes with classes, captions, segmentation, depth, edges, boxes and keypoints."""
+    """Render the embedded data set: landscapes with classes, captions, segmentation, depth, edges, boxes
+    and keypoints."""
     from smalti.scenes.scene_classes import write_scenes
 
     height_width = size_option(size)

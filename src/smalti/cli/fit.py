@@ -15,7 +15,8 @@ def fit(
     images: Annotated[
         Path,
         typer.Argument(
-            help="Images: a folder, a .txt list of paths, a .zip file, tar shards, a folder of a Hugging Face data set, "
+            help="Images: a folder, a .txt list of paths, a .zip file, tar shards, a folder of a Hugging Face data set"
+            ", "
             "or hf:NAME for one on the Hub."
         ),
     ],
@@ -43,6 +44,14 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="Override a setting: tokenizer.a.b=value or prior.a.b=value; may be repeated."),
     ] = None,
+    stream: Annotated[
+        int,
+        typer.Option(
+            "--stream",
+            min=0,
+            help="Copy so many images of a data set on the Hub instead of downloading all of it; 0 downloads it.",
+        ),
+    ] = 0,
     check: Annotated[
         bool, typer.Option("--check", help="Print what was found and what should be changed, and stop.")
     ] = False,
@@ -51,9 +60,13 @@ def fit(
     from smalti.core.errors import SmaltiError
     from smalti.fit import fit_run
 
-    request = fit_run.request_for(images, recipe=recipe, time=time, without=without or (), overrides=overrides or ())
+    request = fit_run.request_for(
+        images, recipe=recipe, time=time, without=without or (), overrides=overrides or (), stream=stream
+    )
     if check:
-        fit_run.check(request, console=CONSOLE)
+        if stream:
+            raise SmaltiError("--check looks at images that are there; leave out --stream, or run without --check")
+        fit_run.check(request, Path(request.images), console=CONSOLE)
         return
     if out is None:
         raise SmaltiError("smalti fit needs a folder for the generator; name it with --out")

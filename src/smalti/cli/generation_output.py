@@ -1,6 +1,6 @@
 """What the commands that generate images share: progress, a partial preview, and the checkpoint for `--resume`.
 
-Letters: B images, C channels, H W pixels, h w code grid, f = H/h, p pixels per code in the preview.
+Notation: B images, C channels, H W pixels, h w code grid, f = H/h, p pixels per code in the preview.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")]
 Label = Annotated[str | None, typer.Option(help="Class label; without it, generation is unconditional.")]
 Text = Annotated[str | None, typer.Option(help="A description of the image, for a model conditioned on captions.")]
-Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one label number per pixel.")]
+Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one class index per pixel.")]
 Depth = Annotated[str | None, typer.Option(help="A depth map: an image file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
 Conditions = Annotated[
@@ -208,7 +208,8 @@ def _selection_settings(selection: CandidateSelection) -> dict[str, int]:
 
 
 def _condition_texts(known: Sequence[str], *, other: Sequence[str], **options: str | None) -> dict[str, str]:
-    """The condition options as typed -> their values by the model's condition keys. Raises `SmaltiError` for other keys."""
+    """The condition options as typed -> their values by the model's condition keys. Raises `SmaltiError`
+    for other keys."""
     given = {name: text for name, text in options.items() if text is not None}
     for name in given:
         if name not in known:
@@ -321,7 +322,8 @@ def complete(
     codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
-            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in the mask, "
+            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in the "
+            "mask, "
             "or give a --canvas larger than the image"
         )
     selection = _selection(pipeline, None, label=label, best_of=best_of)

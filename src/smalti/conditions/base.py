@@ -1,6 +1,6 @@
 """The common interface of all conditions: a value -> prefix codes for the prior.
 
-Letters: B batch, P prefix codes, C number of condition codes, h w grid of codes.
+Notation: B batch, P prefix codes, C number of condition codes, h w grid of codes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Condition(ABC):
     unlabeled: int | None = None
     """The number of unlabeled pixels in a label map, None if there is none. It has no name."""
     smallest_grid: Grid = (1, 1)
-    """The smallest image (h,w) in codes that the condition supports: the prior's window if it has a code per position."""
+    """The smallest image (h,w) in codes that the condition supports:
+    the prior's window if it has a code per position."""
     from_labels: bool = False
     """Whether its code is the label number of an image. Code shards store the labels, and no such prefix."""
     optional: bool = False
@@ -160,7 +161,8 @@ def check_count(values: Sequence[Any], known: Tensor) -> None:
     """Raise `SmaltiError` unless there is one condition value per grid of known codes (B,h,w)."""
     if known.dim() != 3 or len(values) != len(known):
         raise SmaltiError(
-            f"{len(values)} values of the condition and codes of shape {tuple(known.shape)} were given; the shape is (B, h, w), "
+            f"{len(values)} values of the condition and codes of shape {tuple(known.shape)} were given; the shape is "
+            "(B, h, w), "
             "with one value per image, None for unconditional"
         )
 
@@ -196,5 +198,6 @@ def check_grid(grid: Grid, *, window: Grid, key: str) -> None:
     if grid[0] < window[0] or grid[1] < window[1]:
         raise SmaltiError(
             f"a prior with the condition {key!r} generates {window[0]} x {window[1]} codes (height x width) or more, "
-            f"{grid[0]} x {grid[1]} were requested; request at least {max(grid[0], window[0])} x {max(grid[1], window[1])}"
+            f"{grid[0]} x {grid[1]} were requested; request at least {max(grid[0], window[0])} x "
+            f"{max(grid[1], window[1])}"
         )

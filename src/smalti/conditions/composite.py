@@ -1,6 +1,6 @@
 """Composite conditions, such as a class and a segmentation. The codes of the parts are concatenated.
 
-Letters: B batch, P prefix codes, C condition codes, n parts.
+Notation: B batch, P prefix codes, C condition codes, n parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The position of each code in the image as a condition: the paper's way to generate faces and other aligned
 images.
 
-Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels. Source: arXiv 2012.09841, section 3.2,
+Notation: B batch, H W pixels, h w grid of codes, f = H/h, L levels. Source: arXiv 2012.09841, section 3.2,
 "generating high-resolution images".
 """
 
@@ -97,7 +97,8 @@ class Coordinates(UnsizedCondition):
         return self.codes(torch.stack(images) if images else torch.empty(0, 1, *size))
 
     def codes(self, coordinates: Tensor) -> Tensor:
-        """Coordinate images (B,1,H,W) in [0,1] -> codes (B,h,w) int64 in [0,size): their mean over f x f pixels, rounded.
+        """Coordinate images (B,1,H,W) in [0,1] -> codes (B,h,w) int64 in [0,size): their mean over f x f pixels,
+        rounded.
 
         Halves are rounded to even. Raises `SmaltiError` for values outside [0,1], and for sides that f does not divide.
         """
@@ -105,12 +106,14 @@ class Coordinates(UnsizedCondition):
         height, width = coordinates.shape[2:]
         if height % factor or width % factor:
             raise SmaltiError(
-                f"coordinates of {height} x {width} pixels (height x width) are not made of tiles of {factor}; crop them "
+                f"coordinates of {height} x {width} pixels (height x width) are not made of tiles of {factor}; crop "
+                "them "
                 f"to {height // factor * factor} x {width // factor * factor}"
             )
         if coordinates.numel() and not (coordinates.min() >= 0 and coordinates.max() <= 1):
             raise SmaltiError(
-                f"coordinates are fractions of an image, from 0 to 1, and these are from {float(coordinates.min()):g} to "
+                f"coordinates are fractions of an image, from 0 to 1, and these are from {float(coordinates.min()):g} "
+                "to "
                 f"{float(coordinates.max()):g}"
             )
         means = F.adaptive_avg_pool2d(coordinates.cpu(), (height // factor, width // factor))  # (B,1,h,w)
@@ -141,7 +144,8 @@ def _image(value: Any, size: tuple[int, int]) -> Tensor:
     bottom, right = value.top + size[0], value.left + size[1]
     if value.top < 0 or value.left < 0 or bottom > value.full_size[0] or right > value.full_size[1]:
         raise SmaltiError(
-            f"an image of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond the "
+            f"an image of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond "
+            "the "
             f"larger one of {value.full_size[0]} x {value.full_size[1]}; begin between (0, 0) and "
             f"({max(value.full_size[0] - size[0], 0)}, {max(value.full_size[1] - size[1], 0)})"
         )

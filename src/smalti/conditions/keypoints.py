@@ -1,6 +1,6 @@
 """Keypoints of figures as a condition: poses of persons, or corners of houses.
 
-Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
+Notation: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
 (Esser et al., arXiv 2012.09841, section 4.2) generates persons from poses that are drawn as images; here the points
 themselves are the codes, one each, so no separate tokenizer is needed.
 """
@@ -160,7 +160,8 @@ def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Fig
     """The first `max_figures` figures. Warns if figures are dropped."""
     if len(figures) > settings.max_figures:
         warnings.warn(
-            f"{len(figures)} figures with keypoints; there is room for {settings.max_figures}, and the last ones are left out",
+            f"{len(figures)} figures with keypoints; there is room for {settings.max_figures}, and the last ones are "
+            "left out",
             stacklevel=2,
         )
     return list(figures[: settings.max_figures])
@@ -294,7 +295,8 @@ def _parse_point(value: Any, name: str, number: int) -> Point | None:
     is_pair = isinstance(value, Sequence) and len(value) == 2
     if not is_pair or not all(is_number(coordinate) and abs(coordinate) <= _MAX_COORDINATE for coordinate in value):
         raise SmaltiError(
-            f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as fractions of the image, from 0 to 1, "
+            f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as fractions of the image, from 0 "
+            "to 1, "
             "not in pixels, or null where it is not visible"
         )
     return float(value[0]), float(value[1])

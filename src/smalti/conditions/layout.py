@@ -1,6 +1,6 @@
 """A list of objects with boxes as a condition: the scene layouts of the original's last models.
 
-Letters: B batch, P prefix codes, h w grid of codes. Source: the scene models of CompVis/taming-transformers (Jahn,
+Notation: B batch, P prefix codes, h w grid of codes. Source: the scene models of CompVis/taming-transformers (Jahn,
 Rombach, Ommer, arXiv 2105.06458). `layout_codes` defines the codes.
 """
 

@@ -59,7 +59,8 @@ class Annotation:
             raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
         if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
-                f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to 1, "
+                f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to "
+                "1, "
                 "not in pixels"
             )
         if self.box[2] < 0 or self.box[3] < 0:
@@ -124,14 +125,16 @@ class LayoutSettings:
 
 _CODES_PER_BOX = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
-"""Property of an object -> its part of a number that is multiplied with the number of classes and added to the class."""
+"""Property of an object -> its part of a number that is multiplied with the number of classes
+and added to the class."""
 
 
 def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
     """The first `max_objects` objects. Warns if objects are dropped."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
-            f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are left out",
+            f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are "
+            "left out",
             stacklevel=2,
         )
     return list(annotations[: settings.max_objects])
@@ -187,7 +190,8 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
     code = annotation.category + count * bits
     if code >= settings.none:
         raise SmaltiError(
-            f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, and "
+            f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, "
+            "and "
             f"codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
         )
     return code

@@ -19,7 +19,8 @@ ROUNDING = 1e-6
 
 
 class Box(NamedTuple):
-    """A part of an image, as fractions of its width and height from the left top: 0 to 1, and beyond where it is cut."""
+    """A part of an image, as fractions of its width and height from the left top: 0 to 1,
+    and beyond where it is cut."""
 
     left: float
     top: float
@@ -45,7 +46,8 @@ def check_crop(crop: Box) -> None:
     inside = left >= -ROUNDING and top >= -ROUNDING and left + width <= 1 + ROUNDING and top + height <= 1 + ROUNDING
     if not (inside and width > 0 and height > 0):
         raise SmaltiError(
-            f"the crop {tuple(crop)} is not a part of an image; give left, top, width, height as fractions of it, within 0 to 1"
+            f"the crop {tuple(crop)} is not a part of an image; give left, top, width, height as fractions of it, "
+            "within 0 to 1"
         )
 
 
@@ -124,7 +126,8 @@ def _covered(begin: float, length: float, count: int) -> range:
 
 
 def outline(box: Box, *, side: int) -> tuple[float, float, float, float]:
-    """A box -> the left, top, right and bottom of a rectangle in a preview of `side` pixels, corners put right if exchanged."""
+    """A box -> the left, top, right and bottom of a rectangle in a preview of `side` pixels,
+    corners put right if exchanged."""
     x = sorted((box.left * (side - 1), (box.left + box.width) * (side - 1)))
     y = sorted((box.top * (side - 1), (box.top + box.height) * (side - 1)))
     return x[0], y[0], x[1], y[1]

@@ -21,26 +21,26 @@ _MIN_DARK_SHARE = 0.7
 
 
 def read_segmentation(path: Path) -> Tensor:
-    """An image file with one number a pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W) int64.
+    """An image file with one number per pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W) int64.
 
-    Raises `DamagedImage` for color images, and for what is no image.
+    Raises `DamagedImage` for color images, and for files that are not images.
     """
     return torch.from_numpy(label_maps.read_labels(path, name=str(path))[:, :, 0].astype(np.int64))
 
 
 def read_depth(path: Path) -> Tensor:
-    """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest depth spread to
-    -1 and 1. Raises `DamagedImage`.
+    """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest
+    depth spread to -1 and 1. Raises `DamagedImage`.
     """
     return spread(torch.from_numpy(label_maps.read_depth(path, name=str(path))))[None]
 
 
 def read_edges(path: Path) -> Tensor:
-    """A photograph -> itself, (3,H,W) float32 in [-1,1], of which edges are still to be made; edges that are drawn, white on
-    black -> the map (1,H,W) of them. What has no colors is such a drawing.
+    """A photograph -> itself, (3,H,W) float32 in [-1,1], of which edges are still to be made; edges that are drawn,
+    white on black -> the map (1,H,W) of them. What has no colors is such a drawing.
 
-    Numbers 0 and 1 are black and white. Raises `DamagedImage` for what has no colors and is mostly light, as a photograph in
-    gray, and for what is no image.
+    Numbers 0 and 1 are black and white. Raises `DamagedImage` for what has no colors and is mostly light, as a
+    photograph in gray, and for files that are not images.
     """
     image = read_image(path, channels=3, name=str(path), bits=16)  # (H,W,3)
     gray, white = image[:, :, :1], np.iinfo(image.dtype).max

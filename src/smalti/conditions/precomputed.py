@@ -1,6 +1,6 @@
 """Condition codes that are computed elsewhere and passed to the prior unchanged.
 
-Letters: B batch, P prefix codes.
+Notation: B batch, P prefix codes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class PrecomputedCodes(UnsizedCondition):
             raise SmaltiError(f"{value!r} is not a row of codes; give {self.length} whole numbers") from error
         if row.shape != (self.length,):
             raise SmaltiError(
-                f"the condition {self.key!r} has {self.length} codes per image, and a row of the shape {tuple(row.shape)} "
+                f"the condition {self.key!r} has {self.length} codes per image, and a row of the shape "
+                f"{tuple(row.shape)} "
                 f"was given; give ({self.length},)"
             )
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:

@@ -1,6 +1,6 @@
 """Images of another kind as a condition, encoded by their own tokenizer: segmentations, depth, edges, other images.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes. Source: arXiv
+Notation: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes. Source: arXiv
 2012.09841, section 3.2, "conditioned synthesis": the condition has its own VQGAN, and its codes precede those of
 the image.
 """
@@ -117,7 +117,8 @@ class SpatialCondition(Condition):
             grid = (int(height * scale / factor + 1e-6), int(width * scale / factor + 1e-6))
             if scale > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
                 raise SmaltiError(
-                    f"the {self.key} is {height}x{width} pixels (height x width), and the smallest image of its shape has "
+                    f"the {self.key} is {height}x{width} pixels (height x width), and the smallest image of its shape "
+                    "has "
                     f"{grid[0]}x{grid[1]} codes; crop it, or ask for a size"
                 )
         check_grid(grid, window=self.settings.grid, key=self.key)
@@ -160,7 +161,8 @@ class SpatialCondition(Condition):
         return codes
 
     def _codes_tiled(self, value: Tensor, device: torch.device) -> Tensor:
-        """A large map that has its size -> its codes (1,h,w), in bounded memory: of labels only strips have channels."""
+        """A large map that has its size -> its codes (1,h,w), in bounded memory:
+        of labels only strips have channels."""
         prepared = _KINDS[self.settings.kind].prepare(value)
         height, width = prepared.shape[-2:]
 
@@ -180,20 +182,22 @@ class SpatialCondition(Condition):
         expected, size = (grid[0] * factor, grid[1] * factor), tuple(image.shape[-2:])
         if size[0] * expected[1] != size[1] * expected[0] or not image.numel():
             raise SmaltiError(
-                f"the {self.key} is {size[0]} x {size[1]} pixels (height x width), and an image of {grid[0]} x {grid[1]} "
+                f"the {self.key} is {size[0]} x {size[1]} pixels (height x width), and an image of {grid[0]} x "
+                f"{grid[1]} "
                 f"codes takes one of the shape of {expected[0]} x {expected[1]}; crop it, or ask for another size"
             )
         return image if size == expected else self.fit(image, grid=grid)[0]
 
     def _check(self, value: Tensor) -> None:
-        """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range of its kind."""
+        """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range
+        of its kind."""
         if self.settings.kind == "edges" and _is_photograph(value):
             _channels(value, 3, "photograph")
         else:
             _KINDS[self.settings.kind].image(value, self.channels, self.key)
 
     def _image(self, value: Tensor) -> Tensor:
-        """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
+        """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one per label."""
         kind = _KINDS[self.settings.kind]
         return kind.image(kind.prepare(self._labeled(value)), self.channels, self.key)
 
@@ -232,7 +236,8 @@ def one_hot_labels(labels: Tensor, *, count: int, key: str) -> Tensor:
     if labels.numel() and (labels.min() < 0 or labels.max() >= count):
         invalid = int(labels.min()) if labels.min() < 0 else int(labels.max())
         raise SmaltiError(
-            f"the {key} holds the label {invalid}, and there are the labels 0 to {count - 1}; give what is unknown one of them"
+            f"the {key} holds the label {invalid}, and there are the labels 0 to {count - 1}; give what is unknown one "
+            "of them"
         )
     return (labels == torch.arange(count, device=labels.device)[:, None, None]).float()
 
@@ -264,9 +269,9 @@ def _channels(value: Tensor, channels: int, key: str) -> Tensor:
 
 
 def _resized(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
-    """A map (C,H,W), labels or floats in [-1,1] -> the same of another size, as files are scaled for training: labels to the
-    nearest one, floats by Lanczos, which leaves 16 bits of them. `middle`: the middle of what covers the size, as
-    `images.covered_middle`."""
+    """A map (C,H,W), labels or floats in [-1,1] -> the same of another size, as files are scaled for training: labels
+    to the nearest one, floats by Lanczos, which leaves 16 bits of them. `middle`: the middle of what covers the size,
+    as `images.covered_middle`."""
     if value.shape[1:] == size:
         return value
     if not value.is_floating_point():
@@ -319,7 +324,8 @@ def _gray(decoded: Tensor) -> Array:
 
 
 class _Kind(NamedTuple):
-    """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes of a value that has its size."""
+    """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes
+    of a value that has its size."""
 
     channels: int
     image: Callable[[Tensor, int, str], Tensor]

@@ -3,7 +3,7 @@
 The codes of the text precede those of the image, as in DALL-E (Ramesh et al., arXiv 2102.12092, section 2.2). The
 pieces are of bytes, as in GPT-2, so every text has codes: unknown words become smaller pieces, in the end bytes.
 
-Letters: B batch, P prefix codes, V pieces of the vocabulary.
+Notation: B batch, P prefix codes, V pieces of the vocabulary.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class TextSettings:
 
 
 def train_vocabulary(captions: Iterable[str], *, max_size: int) -> str:
-    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text of a JSON file.
+    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text
+    of a JSON file.
 
     Texts are normalized before they are split: Unicode's form NFKC, lower case, single spaces. The same captions give
     the same vocabulary, whatever their order.
@@ -108,7 +109,7 @@ def read_vocabulary(folder: Path) -> str:
 class Text(UnsizedCondition):
     """Texts -> (B,P): the pieces of each, in [0,V), and after the last of them the code V.
 
-    A text of more than P pieces is cut, with a warning. A blank text is no text: generation is unconditional.
+    A text of more than P pieces is cut, with a warning. A blank text is not a text: generation is unconditional.
     """
 
     key = "text"
@@ -165,7 +166,8 @@ class Text(UnsizedCondition):
         return constant_prefix(self.encode(values))
 
     def decode(self, codes: Iterable[int]) -> str:
-        """Codes -> the normalized text, without what is no piece. A character that was cut through becomes U+FFFD."""
+        """Codes -> the normalized text, without what is not a piece. A character
+        that was cut through becomes U+FFFD."""
         return str(self._tokenizer.decode([code for code in codes if code < self.settings.vocabulary])).strip()
 
     def preview(self, codes: Tensor) -> Array:

@@ -13,12 +13,13 @@ PADDING = 2**26
 
 
 def keep_memory() -> bool:
-    """Keep the memory of freed CPU tensors in this process instead of returning it to the system. Returns whether it is kept.
+    """Keep the memory of freed CPU tensors in this process instead of returning it to the system.
+    Returns whether it is kept.
 
-    By default glibc returns freed blocks of some MiB to the system, and the next feature map of a convolution is new memory,
-    whose pages the system first fills with zeros. This takes a fifth and more of the time in which a CPU encodes or decodes
-    an image (docs/log.md). The peak of memory does not change; the process keeps it until it ends. Call it once, at the start, as
-    smalti's commands do. Systems other than Linux with glibc are not changed.
+    By default glibc returns freed blocks of some MiB to the system, and the next feature map of a convolution is new
+    memory, whose pages the system first fills with zeros. This takes a fifth and more of the time in which a CPU
+    encodes or decodes an image (docs/log.md). The peak of memory does not change; the process keeps it until it ends.
+    Call it once, at the start, as smalti's commands do. Systems other than Linux with glibc are not changed.
     """
     if not sys.platform.startswith("linux"):
         return False

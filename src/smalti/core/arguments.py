@@ -12,7 +12,8 @@ from smalti.core.errors import SmaltiError
 
 
 def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
-    """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and for less than `least`."""
+    """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and
+    for less than `least`."""
     wanted = "a whole number" if least is None else f"a whole number from {least} on"
     try:
         number = operator.index(value)
@@ -32,7 +33,7 @@ def center_offset(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, 
 def tiles(size: Any, *, factor: int) -> tuple[int, int]:
     """(height, width) in pixels, or one number for both -> rows and columns of tiles of `factor` pixels.
 
-    Raises `SmaltiError` for what is no size, and for pixels that are not made of tiles.
+    Raises `SmaltiError` for a value that is not a size, and for pixels that are not made of tiles.
     """
     sides = (size, size) if _is_whole(size) else size
     if (
@@ -42,7 +43,7 @@ def tiles(size: Any, *, factor: int) -> tuple[int, int]:
         or not all(map(_is_whole, sides))
     ):
         raise SmaltiError(
-            f"size = {_in_short(size)} is no size in pixels; give (height, width), such as (64, 128), or 64 for both"
+            f"size = {_in_short(size)} is not a size in pixels; give (height, width), such as (64, 128), or 64 for both"
         )
     height, width = (operator.index(side) for side in sides)
     if height % factor or width % factor or height < factor or width < factor:
@@ -68,6 +69,7 @@ def check_finite(numbers: Tensor, *, what: str) -> None:
     """
     if not torch.compiler.is_compiling() and not bool(numbers.detach().isfinite().all()):
         raise SmaltiError(
-            f"{what} are not finite (NaN or infinite): the weights of the model are damaged; copy or convert it again, or go back "
+            f"{what} are not finite (NaN or infinite): the weights of the model are damaged; copy or convert it again, "
+            "or go back "
             "to an earlier checkpoint"
         )

@@ -1,4 +1,5 @@
-"""How much memory and how many cores there are for this process; what is far beyond that is refused before anything is done."""
+"""How much memory and how many cores there are for this process; what is far beyond
+that is refused before anything is done."""
 
 from __future__ import annotations
 
@@ -18,24 +19,26 @@ def machine_memory() -> int:
     with suppress(AttributeError, ValueError, OSError):  # systems without these names
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for limit in _LIMITS:
-        with suppress(ValueError, OSError):  # "max" is no number
+        with suppress(ValueError, OSError):  # "max" is not a number
             found.append(int(Path(limit).read_text()))
     return min((size for size in found if size > 0), default=0)
 
 
 def available_cores() -> int:
-    """How many cores this process may use, at least 1: a batch system or a container often allows fewer than the machine has."""
+    """How many cores this process may use, at least 1: a batch system
+    or a container often allows fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise `SmaltiError` where `what` takes more bytes than this machine has; that it takes less is no promise."""
+    """Raise `SmaltiError` if `what` takes more bytes than this machine has; that it takes less is no promise."""
     most = machine_memory()
     if most and needed > most:
         raise SmaltiError(
-            f"{what} would take about {_in_words(needed)} of memory, and this machine has {_in_words(most)}; ask for less"
+            f"{what} would take about {_in_words(needed)} of memory, and this machine has {_in_words(most)}; ask for "
+            "less"
         )
 
 

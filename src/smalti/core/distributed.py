@@ -36,8 +36,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean of this tensor over all processes, with the gradient of this process's part.
 
-    Where the mean enters a loss, each process so has the gradient of its own examples, scaled as if they were all: exactly what
-    data-parallel training then averages.
+    Where the mean enters a loss, each process so has the gradient of its own examples, scaled as if they were all:
+    exactly what data-parallel training then averages.
     """
     if world() == 1:
         return tensor

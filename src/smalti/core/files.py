@@ -32,7 +32,7 @@ def _sync(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and only then give it the name `path`.
 
-    Raises `SmaltiError` when the disk refuses (full, read-only, no permission); what was at `path` before is untouched.
+    Raises `SmaltiError` if writing fails (full, read-only, no permission); what was at `path` before is untouched.
     """
     with refusals_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,8 @@ def normalized(name: str) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise `OSError` for what is no ordinary file: opening a pipe waits for a writer, a device may never end."""
+    """Raise `OSError` for a value that is not an ordinary file: opening a pipe waits for a writer,
+    a device may never end."""
     special = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
     if special is not None:
         raise OSError(f"it is {special}, not a file")

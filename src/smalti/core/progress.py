@@ -1,4 +1,5 @@
-"""How a run reports its progress: a progress bar with rate and time left on a terminal, plain lines elsewhere, TensorBoard."""
+"""How a run reports its progress: a progress bar with rate and time left on a terminal, plain lines elsewhere,
+TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ SHOWN = 6
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints what it is given, letter for letter: names of files and labels are no markup and no emoji.
 
-    The commands print through consoles made here, so that none has to think of it: the path `[v2]` would vanish, `[/red]` end in
-    a traceback, and `:car:` become an image of one.
+    The commands print through consoles made here, so that none has to think of it: the path `[v2]` would vanish,
+    `[/red]` end in a traceback, and `:car:` become an image of one.
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
@@ -77,8 +78,8 @@ class ProgressReporter:
     def __init__(
         self, console: Console, *, title: str, tensorboard: Path | None, quiet: bool, work: WorkPlan = SINGLE
     ) -> None:
-        """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the first.
-        `work`: the position of the run in a longer work."""
+        """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the
+        first. `work`: the position of the run in a longer work."""
         self._console = console
         self._title, self._work = title, work
         self._quiet = quiet

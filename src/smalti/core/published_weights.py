@@ -1,8 +1,8 @@
 """Published weights of pretrained networks: a name -> a local or downloaded file -> tensors.
 
 A file is looked for in the folder that the environment variable `SMALTI_WEIGHTS` names, then in the cache folder
-(`SMALTI_CACHE`, else `$XDG_CACHE_HOME/smalti`, else `~/.cache/smalti`), and is otherwise downloaded to the cache under a
-temporary name, and renamed after its SHA-256 is checked. `SMALTI_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid downloads.
+(`SMALTI_CACHE`, else `$XDG_CACHE_HOME/smalti`, else `~/.cache/smalti`), and is otherwise downloaded to the cache under
+a temporary name, and renamed after its SHA-256 is checked. `SMALTI_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid downloads.
 The hash of a file that is already there is not checked, since other conversions of the same weights are valid too; a
 network that loads it checks keys and shapes.
 """
@@ -138,7 +138,7 @@ def cache_folder() -> Path:
 def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
     """A name in `WEIGHTS` -> the path of its file, downloaded if it is in neither folder.
 
-    Raises `SmaltiError` for an unknown name, a `SMALTI_WEIGHTS` that is no folder, and when a download is needed but
+    Raises `SmaltiError` for an unknown name, a `SMALTI_WEIGHTS` that is not a folder, and when a download is needed but
     forbidden, refused, cut short or not the published file. The message says where to get the file and where to put it.
     """
     if name not in WEIGHTS:
@@ -157,7 +157,7 @@ def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
 def found_weights(name: str) -> Path | None:
     """A name in `WEIGHTS` -> its file in one of the folders, None where it would have to be downloaded.
 
-    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
+    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is not a folder.
     """
     paths = (folder / file for folder in _folders() for file in WEIGHTS[name].files)
     return next((path for path in paths if path.is_file()), None)

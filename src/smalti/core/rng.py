@@ -1,8 +1,8 @@
 """Randomness that belongs to a position: a counter-based generator, keyed by seed, row, column and code.
 
-An image generated with this noise depends on its seed alone: not on the batch it was in, the device, the order in which its
-codes were generated, or caching. The generator is Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2,
-3" (SC 2011), written with 64-bit integer tensor operations, so that it gives the same words on every device.
+An image generated with this noise depends on its seed alone: not on the batch it was in, the device, the order in which
+its codes were generated, or caching. The generator is Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy
+as 1, 2, 3" (SC 2011), written with 64-bit integer tensor operations, so that it gives the same words on every device.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def gumbel(seeds: Tensor, size: int, *, rows: Tensor, columns: Tensor) -> Tensor
     """Seeds and places -> standard Gumbel noise for each of `size` codes.
 
     `seeds`, `rows`, `columns` are (B,) int64, seeds in [0, 2^63), rows and columns in [0, 2^32): each item of the batch
-    may stand at a position of its own. The result is (B, size) float32; number k of an item depends on its seed, row and
-    column and on k, and on nothing else. argmax(logits + noise) is a draw from softmax(logits) (the Gumbel-max trick).
+    may stand at a position of its own. The result is (B, size) float32; number k of an item depends on its seed, row
+    and column and on k, and on nothing else. argmax(logits + noise) is a draw from softmax(logits) (the Gumbel-max
+    trick).
     """
     assert seeds.shape == rows.shape == columns.shape
     blocks = torch.arange((size + 3) // 4, device=seeds.device)

@@ -1,7 +1,7 @@
 """What a setting is here: a field of a small frozen dataclass, checked when it is read, shown before it is used.
 
-A class's settings stand right above the class. From YAML or JSON they come through `parse`, which refuses unknown keys and
-names the nearest one; `as_mapping` is its inverse.
+A class's settings stand right above the class. From YAML or JSON they come through `parse`, which refuses unknown keys
+and names the nearest one; `as_mapping` is its inverse.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
-"""How much of a training: a number up to 1 is a fraction of it, a larger one a number of images (or of codes in stage 2)."""
+"""How much of a training: a number up to 1 is a fraction of it, a larger one a number
+of images (or of codes in stage 2)."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -50,8 +51,8 @@ def amount(value: float, *, length: float) -> float:
 def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """A mapping of plain values -> an instance of the settings class `cls`.
 
-    Raises `SmaltiError` with `where` (a file, a recipe, an option), the dotted key, the value, and for a misspelled key the
-    nearest one there is.
+    Raises `SmaltiError` with `where` (a file, a recipe, an option), the dotted key, the value, and for a misspelled key
+    the nearest one there is.
     """
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
@@ -60,7 +61,8 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML -> its value. Raises `yaml.YAMLError` for what is none, brackets nested too deep, and dates that there are not."""
+    """YAML -> its value. Raises `yaml.YAMLError` for what is none, brackets nested too deep, and dates
+    that there are not."""
     try:
         return yaml.safe_load(text)
     except (RecursionError, ValueError) as error:
@@ -91,7 +93,8 @@ def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Write one `a.b=c` into nested `values`, in location; c is read as YAML. A section that is None so far begins empty.
+    """Write one `a.b=c` into nested `values`, in location; c is read as YAML. A section
+    that is None so far begins empty.
 
     Raises `SmaltiError` for another form, and for a key below a single value.
     """
@@ -111,7 +114,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def flattened(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested plain values -> the dotted key and the value of each that is no section."""
+    """Nested plain values -> the dotted key and the value of each that is not a section."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flattened(value, prefix=f"{prefix}{key}.")
@@ -127,7 +130,8 @@ def as_mapping(value: Any) -> dict[str, Any]:
 
 
 def _distinct(items: Sequence[Any]) -> Iterator[Any]:
-    """The errors that say something: of the members of one list the first of each kind, and no list is too short for its errors."""
+    """The errors that say something: of the members of one list the first of each kind,
+    and no list is too short for its errors."""
     seen: set[tuple[Any, ...]] = set()
     lists = {tuple(item["loc"][:-1]) for item in items if item["loc"]}
     for item in items:
@@ -156,7 +160,8 @@ def _sentence(cls: type[Any], item: Any, where: str) -> str:
         name = re.sub(r"\.\d+$", "", key)
         quoted = '["...", "..."]' if name != key else '"..."'
         message = (
-            "text is wanted, and without quotes YAML reads some names as numbers, dates, yes or no; put them in quotes, in a shell "
+            "text is wanted, and without quotes YAML reads some names as numbers, dates, yes or no; put them in "
+            "quotes, in a shell "
             f"'{name}={quoted}'"
         )
     return f"{where}: {key} = {item['input']!r}: {message[0].lower()}{message[1:]}"

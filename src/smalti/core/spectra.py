@@ -1,9 +1,9 @@
 """Eigenvalues and singular values of matrices on which LAPACK's iterations may give up.
 
-Covariances of few or flat images have hundreds of equal eigenvalues, and some libraries' divide-and-conquer does not converge on
-them. What fails in one basis, or in one library, does not fail in another.
+Covariances of few or flat images have hundreds of equal eigenvalues, and some libraries' divide-and-conquer does not
+converge on them. What fails in one basis, or in one library, does not fail in another.
 
-Letters: D N sides.
+Notation: D N sides.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def singular_values(matrix: Tensor, *, what: str) -> Tensor:
 
 
 def _scale(matrix: Tensor) -> float:
-    """The power of two, which changes no digit, that brings the largest entry near 1: then no square leaves the range."""
+    """The power of two, which changes no digit, that brings the largest entry near 1:
+    then no square leaves the range."""
     largest = float(matrix.abs().amax()) if matrix.numel() else 0.0
     most = math.frexp(torch.finfo(matrix.dtype).max)[1] - 2
     return 2.0 ** max(-most, min(most, -math.frexp(largest)[1]))

@@ -43,8 +43,8 @@ class Links(Generic[T]):
         return ""
 
     def followed(self, path: str) -> Iterator[tuple[str, T]]:
-        """A link -> the files it stands for, each with what follows the path of the link: "" for that of a file, "/1.png" for one
-        in a folder. Nothing for a link to nothing, and for one to a folder that it is in.
+        """A link -> the files it stands for, each with what follows the path of the link: "" for that of a file,
+        "/1.png" for one in a folder. Nothing for a link to nothing, and for one to a folder that it is in.
         """
         yield from self._followed(path, entered=set())
 

@@ -53,7 +53,7 @@ def read_captions(source: Source, data: Path | None = None) -> Captions:
     Line breaks and repeated spaces within a caption become single spaces; blank captions do not count. Captions of
     missing images, up to a tenth of all, are left out with a warning, as are images without captions.
 
-    Raises `SmaltiError` where there are no captions, for more captions of missing images, and, with the file and the
+    Raises `SmaltiError` if there are no captions, for more captions of missing images, and, with the file and the
     line, for what cannot be read.
     """
     if data is not None and not data.exists():
@@ -101,7 +101,7 @@ def _rows_of(data: Path, source: Source) -> list[_Row]:
         return _table(_content(data), data, where=str(data), required=True)
     if suffix == ".json":
         return _coco(_content(data), str(data))
-    raise SmaltiError(f"{data} is no file of captions; known are {_KNOWN}")
+    raise SmaltiError(f"{data} is not a file of captions; known are {_KNOWN}")
 
 
 def _content(path: Path) -> bytes:
@@ -182,7 +182,7 @@ def _json_lines(text: str, where: str) -> Iterator[tuple[int, Mapping[str, Any]]
             ) from error
         if not isinstance(values, dict):
             raise SmaltiError(
-                f'{where}, line {number}, is no mapping; write {{"file_name": "04.jpg", "text": "a street"}}'
+                f'{where}, line {number}, is not a mapping; write {{"file_name": "04.jpg", "text": "a street"}}'
             )
         yield number, values
 

@@ -42,9 +42,11 @@ class PartSettings:
 
 @settings
 class PrefixSettings:
-    """The codes of a condition before those of each image: how many there are to choose from, and how many an image has.
+    """The codes of a condition before those of each image: how many there are to choose from,
+    and how many an image has.
 
-    `condition`: the plain values that its `save` gave, which wrote the rest into the folder. `fingerprint` names what made them.
+    `condition`: the plain values that its `save` gave, which wrote the rest into the folder.
+    `fingerprint` names what made them.
     """
 
     size: int
@@ -55,7 +57,7 @@ class PrefixSettings:
 
 @settings
 class CodesSettings:
-    """The content of `codes.json`. `grid` is (h, w), `factor` how many pixels a code is high and wide."""
+    """The content of `codes.json`. `grid` is (h, w), `factor` the height and width of a code in pixels."""
 
     format: int
     fingerprint: str
@@ -78,8 +80,8 @@ class CodeExample(NamedTuple):
 
 
 class CodeBatch(NamedTuple):
-    """Several images: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none is
-    kept.
+    """Several images: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none
+    is kept.
     """
 
     codes: Tensor
@@ -154,7 +156,7 @@ class CodeSet:
                 yield np.asarray(shard[first : first + step]).reshape(-1)
 
     def check(self, largest: int) -> None:
-        """Raise `SmaltiError` when a code that was read is no code of the codebook."""
+        """Raise `SmaltiError` when a code that was read is not a code of the codebook."""
         self._check(largest, self._size, str(self._arguments[1]))
 
     def _check(self, largest: int, size: int, what: str) -> None:

@@ -1,4 +1,5 @@
-"""Whether data is what a training began with, wherever it is now: by how many images there are, their names and sizes."""
+"""Whether data is what a training began with, wherever it is now: by how many images there are,
+their names and sizes."""
 
 from __future__ import annotations
 
@@ -18,6 +19,6 @@ def contents(source: Source) -> dict[str, Any]:
 
 
 def is_data_of(run: Mapping[str, Any], data: Path, source: Source) -> bool:
-    """Whether a run, by its config, was trained on `data`, whose images are those of `source`: at the same place, whatever has
-    changed there, or on the same images elsewhere."""
+    """Whether a run, by its config, was trained on `data`, whose images are those of `source`: at the same place,
+    whatever has changed there, or on the same images elsewhere."""
     return run.get("data") == str(data.resolve()) or run.get(CONTENTS) == contents(source)

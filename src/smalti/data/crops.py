@@ -22,8 +22,8 @@ def uniform_numbers(seed: int, draw: int) -> tuple[float, float, float, float]:
 
 
 class View(NamedTuple):
-    """The window that an example shows: its first row and column in the scaled image, its size and that of the image, both
-    (height, width) in pixels. `mirrored`: the window is then mirrored left to right.
+    """The window that an example shows: its first row and column in the scaled image, its size and that of the image,
+    both (height, width) in pixels. `mirrored`: the window is then mirrored left to right.
     """
 
     top: int
@@ -48,8 +48,8 @@ class Crop(ABC):
 
     @abstractmethod
     def view(self, whole: tuple[int, int], size: tuple[int, int], *, seed: int, draw: int) -> View:
-        """An image of this many pixels (height, width), which covers margin * size -> the window of `size` in it, once it is
-        scaled to the view's `whole`."""
+        """An image of this many pixels (height, width), which covers margin * size -> the window of `size` in it, once
+        it is scaled to the view's `whole`."""
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
@@ -94,8 +94,8 @@ class CenterCrop(Crop):
 class RandomCrop(Crop):
     """A window anywhere, every other one mirrored if `flip`: for training.
 
-    The image is first scaled so that it covers `size` times a factor from `zoom`, drawn so that each doubling is as likely as
-    another; (1, 1) means that it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
+    The image is first scaled so that it covers `size` times a factor from `zoom`, drawn so that each doubling is as
+    likely as another; (1, 1) means that it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
     """
 
     zoom: tuple[float, float] = (1.0, 1.0)

@@ -1,7 +1,7 @@
 """What the files of a data set are, and what a tokenizer is given of them: images, label maps, depths.
 
-A file becomes an array, which is scaled, cut and kept; a cut becomes what an example holds; and a batch of examples becomes,
-on its device, what the tokenizer is given. A label map stays one number a pixel until then.
+A file becomes an array, which is scaled, cut and kept; a cut becomes what an example holds; and a batch of examples
+becomes, on its device, what the tokenizer is given. A label map stays one number per pixel until then.
 
 B batch, C channels, H W pixels.
 """
@@ -51,7 +51,7 @@ class FileType(ABC):
 
     @abstractmethod
     def check(self, channels: int) -> None:
-        """Raise `SmaltiError` where a tokenizer of this many channels cannot be given this kind."""
+        """Raise `SmaltiError` if a tokenizer of this many channels cannot be given this kind."""
 
     @abstractmethod
     def width(self, channels: int) -> int:
@@ -82,7 +82,8 @@ class FileType(ABC):
 
 
 class Levels(FileType):
-    """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given, and nothing more is to be said."""
+    """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given,
+    and nothing more is to be said."""
 
     def compact(self, array: Array, channels: int) -> Tensor:
         return to_tensor(array)
@@ -107,7 +108,8 @@ class Color(Levels):
     def check(self, channels: int) -> None:
         if channels not in (1, 3, 4):
             raise SmaltiError(
-                f"a tokenizer of {channels} channels is given no images, which have 1 (grayscale), 3 (color) or 4 (color "
+                f"a tokenizer of {channels} channels is given no images, which have 1 (grayscale), 3 (color) or 4 "
+                "(color "
                 "and opacity); set model.autoencoder.channels to one of them, or images.file_type=labels for label maps"
             )
 
@@ -143,12 +145,14 @@ class Labels(FileType):
     def check(self, channels: int) -> None:
         if channels < 2:
             raise SmaltiError(
-                f"label maps have a channel for each label, and a tokenizer of {channels} channel can be given none; set "
+                f"label maps have a channel for each label, and a tokenizer of {channels} channel can be given none; "
+                "set "
                 "model.autoencoder.channels to the number of labels"
             )
         if self.unlabeled is not None and self.unlabeled < channels:
             raise SmaltiError(
-                f"images.unlabeled = {self.unlabeled} is one of the {channels} labels from 0 to {channels - 1}, and has a "
+                f"images.unlabeled = {self.unlabeled} is one of the {channels} labels from 0 to {channels - 1}, and "
+                "has a "
                 "channel of its own; leave it out, or give the number that stands for no label"
             )
 
@@ -264,8 +268,8 @@ FILE_TYPES: dict[str, Callable[[int | None], FileType]] = {  # of the number tha
 def file_type_of(described: Mapping[str, Any], *, channels: int) -> FileType:
     """What a model folder says about its tokenizer -> the kind of files it is for.
 
-    Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for images, others for
-    label maps. Raises `SmaltiError` for an unknown kind.
+    Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for images, others
+    for label maps. Raises `SmaltiError` for an unknown kind.
     """
     name = described.get("kind", "color" if channels in (1, 3, 4) else "labels")
     if name not in FILE_TYPES:

@@ -121,7 +121,7 @@ def file_length(path: Path) -> int:
 
 
 def file_content(path: Path) -> bytes | None:
-    """The bytes of a file, None where there is none. Raises `SmaltiError` where it cannot be read."""
+    """The bytes of a file, None where there is none. Raises `SmaltiError` if it cannot be read."""
     try:
         with open_file(path) as file:
             return file.read()

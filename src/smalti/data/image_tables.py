@@ -1,15 +1,15 @@
 """Data sets of the library `datasets`: tables in which a row is an image, perhaps with a label and captions.
 
-Read are saved data sets, folders of `.parquet` or `.arrow` files, and data sets of the Hugging Face Hub. Of several splits
-the one called `train` is read, or else the first. The library is imported when a table is opened.
+Read are saved data sets, folders of `.parquet` or `.arrow` files, and data sets of the Hugging Face Hub. Of several
+splits the one called `train` is read, or else the first. The library is imported when a table is opened.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import open_file
@@ -25,28 +25,64 @@ CAPTIONS = ("text", "caption", "captions")
 SPLIT = "train"
 
 
+class Columns(NamedTuple):
+    """The columns of a table that are read."""
+
+    image: str
+    label: str | None
+    names: tuple[str, ...]
+    """The names of the classes, if the table has them."""
+    caption: str | None
+
+    def undecoded(self, rows: Any) -> Any:
+        """Rows of a table -> the same, with the images as they are stored: mappings with `bytes` and `path`."""
+        import datasets
+
+        return rows.cast_column(self.image, datasets.Image(decode=False))
+
+    def label_name(self, label: Any) -> str | None:
+        """A value of the column of labels -> the name of the class; None if it has none."""
+        if label is None or label == -1:
+            return None
+        return str(self.names[label]) if self.names else str(label)
+
+
+def columns_of(features: Mapping[str, Any], *, where: str) -> Columns:
+    """The columns of a table by name, with their types -> those that are read.
+
+    Raises `SmaltiError` if none holds images.
+    """
+    import datasets
+
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    images += [name for name, feature in features.items() if _is_encoded(feature)]
+    if not images:
+        raise SmaltiError(f"{where} has no column of images; {suggestion('image', dict(features))}")
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    label = next((name for name in (*classes, *LABELS) if name in features), None)
+    names = tuple(features[label].names) if classes and label is not None else ()
+    return Columns(images[0], label, names, next((name for name in CAPTIONS if name in features), None))
+
+
+def caption_lines(value: Any) -> bytes:
+    """A value of the column of captions, one or several -> one in each line, in UTF-8."""
+    listed = value if isinstance(value, list) else [value]
+    return "\n".join(" ".join(str(each).split()) for each in listed if each is not None).encode("utf-8")
+
+
 @final
 class ImageTable:
     """A table with a column of images. It can be handed to other processes."""
 
     def __init__(self, rows: Any, where: str) -> None:
-        """`rows`: a `datasets.Dataset`. Raises `SmaltiError` where it has no column of images, and no rows."""
-        import datasets
-
-        columns = dict(rows.features)
-        images = [name for name, feature in columns.items() if isinstance(feature, datasets.Image)]
-        images += [name for name, feature in columns.items() if _is_encoded(feature)]
-        if not images:
-            raise SmaltiError(f"{where} has no column of images; {suggestion('image', columns)}")
+        """`rows`: a `datasets.Dataset`. Raises `SmaltiError` if it has no column of images, and no rows."""
+        self._where, columns = where, columns_of(rows.features, where=where)
         if not len(rows):
             raise SmaltiError(f"{where} has no rows")
-        self._where, self._image = where, images[0]
-        classes = [name for name, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
-        self._label = next((name for name in (*classes, *LABELS) if name in columns), None)
-        self._names = tuple(columns[self._label].names) if classes else ()
-        self._caption = next((name for name in CAPTIONS if name in columns), None)
+        self._image, self._label, self._caption = columns.image, columns.label, columns.caption
+        self._columns = columns
         self._texts = None if self._caption is None else rows.select_columns([self._caption])
-        self._rows = rows.cast_column(self._image, datasets.Image(decode=False))
+        self._rows = columns.undecoded(rows)
         self._lengths = [_length(each) for each in self._images()]
 
     def _images(self) -> Iterator[Any]:
@@ -59,12 +95,7 @@ class ImageTable:
         """The name and the label of each image."""
         labels = [None] * len(self._rows) if self._label is None else self._rows[self._label]
         for number, label in enumerate(labels):
-            yield _key(number), self._label_name(label)
-
-    def _label_name(self, label: Any) -> str | None:
-        if label is None or label == -1:
-            return None
-        return str(self._names[label]) if self._names else str(label)
+            yield _key(number), self._columns.label_name(label)
 
     def content(self, key: str) -> bytes:
         """The name of an image -> its bytes. Raises `OSError`."""
@@ -86,10 +117,7 @@ class ImageTable:
         key, _, suffix = name.rpartition(".")
         if self._texts is None or suffix != "txt" or not key.isdigit():
             return None
-        value = self._texts[_row(key)][self._caption]
-        listed = value if isinstance(value, list) else [value]
-        lines = [" ".join(str(each).split()) for each in listed if each is not None]
-        return "\n".join(lines).encode("utf-8")
+        return caption_lines(self._texts[_row(key)][self._caption])
 
 
 def holds_tables(files: Sequence[str]) -> bool:
@@ -129,15 +157,34 @@ def download_table(path: Path) -> ImageTable:
 
     Raises `SmaltiError` as `open_table`, and where the Hub cannot be reached or has no such data set.
     """
+    return ImageTable(_load(path), str(path).removeprefix(PREFIX))
+
+
+def open_stream(path: Path) -> tuple[Columns, Any]:
+    """`hf:NAME`, or a folder of tables -> the columns that are read, and the rows as a `datasets.IterableDataset`,
+    undecoded; nothing is downloaded but what is read.
+
+    Raises `SmaltiError` as `download_table`.
+    """
+    rows = _load(path, streaming=True)
+    try:
+        features = rows.features or rows._resolve_features().features
+    except Exception as error:
+        raise SmaltiError(f"cannot read the rows of {path}: {_sentence(error)}") from error
+    columns = columns_of(features, where=str(path))
+    return columns, columns.undecoded(rows)
+
+
+def _load(path: Path, **options: Any) -> Any:
     datasets, name = _library(), str(path).removeprefix(PREFIX)
     try:
-        found = datasets.load_dataset(name)
-    except Exception as error:
+        return _split(datasets.load_dataset(name, **options), name)
+    except Exception as error:  # the library has an exception for each mistake
         raise SmaltiError(
-            f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or download "
+            f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or "
+            "download "
             "it and give the folder"
         ) from error
-    return ImageTable(_split(found, name), name)
 
 
 def _library() -> Any:

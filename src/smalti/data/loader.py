@@ -71,8 +71,8 @@ class Crops:
     Scaled images are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
 
-    `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises `SmaltiError`
-    where the kind of the source does not go with them.
+    `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises
+    `SmaltiError` where the kind of the source does not go with them.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Crops:
         raise self._too_many_damaged()
 
     def example(self, index: int, draw: int) -> Example:
-        """The example of image `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
+        """The example of image `index` itself. Raises `DamagedImage` if `crops[index, draw]` would step to the
         next one.
         """
         kind = self.source.file_type
@@ -154,7 +154,8 @@ class Crops:
         return self._full[index]
 
     def to_images(self, compact: Tensor) -> Tensor:
-        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
+        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32
+        for the tokenizer."""
         return self.source.file_type.to_images(compact, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:
@@ -307,7 +308,8 @@ def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterat
 
 
 def spread(dataset: Examples[B_co], count: int) -> B_co:
-    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread; draw i goes with i."""
+    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread;
+    draw i goes with i."""
     chosen = [index * len(dataset) // count for index in range(count)] if count < len(dataset) else range(len(dataset))
     return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in chosen), strict=True)))
 

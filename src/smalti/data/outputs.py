@@ -76,7 +76,7 @@ def _folded(name: PurePosixPath) -> str:
 
 
 def check_outputs(outputs: Iterable[Path], out: Path, *, inputs: Iterable[Path]) -> None:
-    """Raise `SmaltiError` where an output would replace an input or another file that smalti did not write, or where a
+    """Raise `SmaltiError` if an output would replace an input or another file that smalti did not write, or where a
     link leads out of `out`."""
     given = {found for path in inputs for found in (_identity(path), _identity(_real(path))) if found is not None}
     root = Path(os.path.realpath(out))
@@ -91,7 +91,8 @@ def check_outputs(outputs: Iterable[Path], out: Path, *, inputs: Iterable[Path])
         head = read_head(path)
         if head is None or head.settings is None:
             raise SmaltiError(
-                f"the result {path} would replace a file that smalti did not write; choose another --out, or remove the file"
+                f"the result {path} would replace a file that smalti did not write; choose another --out, or remove "
+                "the file"
             )
 
 
@@ -107,6 +108,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     """What tells a file, or a link itself, from all others; None where there is none."""
     try:
         found = os.lstat(path)
-    except (OSError, ValueError):  # a text that is no path
+    except (OSError, ValueError):  # a text that is not a path
         return None
     return found.st_dev, found.st_ino

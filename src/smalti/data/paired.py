@@ -1,5 +1,5 @@
-"""Images paired with conditions: a file that is cropped in the same way (a label map, a depth map, a smaller image), or an
-annotation of the crop.
+"""Images paired with conditions: a file that is cropped in the same way (a label map, a depth map, a smaller image), or
+an annotation of the crop.
 
 C channels, H W pixels.
 """
@@ -34,7 +34,8 @@ class PairedCrops(ABC):
 
 @final
 class AlignedCrops(PairedCrops):
-    """Crops of files that are aligned with the images: both are cropped at the same position, as fractions of their sizes.
+    """Crops of files that are aligned with the images: both are cropped at the same position, as fractions
+    of their sizes.
 
     Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its image.
     """
@@ -65,7 +66,7 @@ class CropAnnotator(Protocol):
         """The codes of image `index` in a `view`; `draw` seeds random choices."""
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
-        """Raise `SmaltiError` where the annotations of image `index`, called `key`, are for another (height, width)."""
+        """Raise `SmaltiError` if the annotations of image `index`, called `key`, are for another (height, width)."""
 
     def described(self) -> dict[str, Any]:
         """What decides it, as plain values."""
@@ -117,8 +118,8 @@ class PairedExamples:
 def paired_entries(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ...]:
     """Images of one source -> those of another with the same names, apart from the suffix, in that order.
 
-    Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` where there is
-    none, or more than one.
+    Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` if
+    there is none, or more than one.
     """
     named: dict[str, list[ImageEntry]] = {}
     for image in source.images:

@@ -47,7 +47,8 @@ COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 OF_SCENES = {"labels": "segmentations", "depth": "depths"}
 """Kind -> where its files are in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
 TAKEN = (
-    "a folder, a .txt list of paths, a .zip file, .tar shards (one, a folder of them, or shards-{000..009}.tar), or a data "
+    "a folder, a .txt list of paths, a .zip file, .tar shards (one, a folder of them, or shards-{000..009}.tar), or a "
+    "data "
     "set of Hugging Face (a folder of .parquet or .arrow files, or hf:NAME)"
 )
 
@@ -213,7 +214,8 @@ class ZipSource(Source):
 class ShardSource(Source):
     """The images of tar files, in their order; see `smalti.data.tar_shards` for what is a sample, and what its label.
 
-    The key of an image is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
+    The key of an image is the name of its shard (below `path`, where that is a folder), without `.tar`,
+    then its path there.
     """
 
     def __init__(self, path: Path, shards: Sequence[Path], file_type: FileType) -> None:
@@ -264,7 +266,8 @@ class ShardSource(Source):
 
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
-    """The names of shards, below `path` or, where that is no folder, below the deepest folder that holds all of them."""
+    """The names of shards, below `path` or, where that is not a folder, below the deepest folder
+    that holds all of them."""
     root = path if path.is_dir() else Path(os.path.commonpath([shard.parent for shard in shards]))
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
@@ -307,7 +310,8 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
     if path.is_dir():
         if (path / "scenes.json").is_file():
             raise SmaltiError(
-                f"{path} holds scenes, whose label maps, depths and edges are no images; for their {file_type.files} give "
+                f"{path} holds scenes, whose label maps, depths and edges are not images; for their {file_type.files} "
+                "give "
                 f"{path / OF_SCENES.get(file_type.name, 'images')}"
             )
         what = written_here(path)
@@ -364,8 +368,8 @@ def _named(pattern: Path) -> list[Path]:
 def split(images: Iterable[ImageEntry], *, validation: float) -> tuple[tuple[ImageEntry, ...], tuple[ImageEntry, ...]]:
     """Images -> (those to train on, those to validate on), about the fraction `validation` of them in the latter.
 
-    An image's side depends on the hash of its portable name alone, so adding images moves none that are there already. The
-    one exception: of two or more images each side gets at least one, so in a tiny set the image with the lowest
+    An image's side depends on the hash of its portable name alone, so adding images moves none that are there already.
+    The one exception: of two or more images each side gets at least one, so in a tiny set the image with the lowest
     (highest) hash stands in for an otherwise empty validation (training) side until others come. A single image
     is for training.
 

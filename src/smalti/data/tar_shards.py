@@ -1,8 +1,8 @@
 """Tar files of samples, as WebDataset names them, read in any order: which samples there are, and their bytes.
 
-A sample is all the files of a tar file that share a name up to the first dot: `cat/0001.jpg`, `cat/0001.cls`. The places of
-all members are read once, when the files are opened, so that images are had in any order, and a batch stays a function of
-seed and position alone. (WebDataset itself reads shards from front to back, and mixes what comes by.)
+A sample is all the files of a tar file that share a name up to the first dot: `cat/0001.jpg`, `cat/0001.cls`. The
+places of all members are read once, when the files are opened, so that images are had in any order, and a batch stays a
+function of seed and position alone. (WebDataset itself reads shards from front to back, and mixes what comes by.)
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def _choices(text: str) -> list[str]:
 def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
     """A tar file, the `shard`-th of its set -> its samples: those with a file of one of the `suffixes`.
 
-    The image of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first dot
-    (`jpg` beside `mask.png`). Its label is what is in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
+    The image of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first
+    dot (`jpg` beside `mask.png`). Its label is what is in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
     is in `.txt`.
 
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
@@ -132,7 +132,8 @@ class _Special(NamedTuple):
 
 
 def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
-    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to, or all files of the folder.
+    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to,
+    or all files of the folder.
 
     What has none (a pipe, a device, a link to nothing in the archive) is left out, with a warning.
     """
@@ -209,7 +210,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise SmaltiError(f"{path} is no whole tar file ({error}); copy or write it again") from error
+        raise SmaltiError(f"{path} is not a whole tar file ({error}); copy or write it again") from error
 
 
 def _refuse_compressed(path: Path, file: BinaryIO) -> None:
@@ -231,7 +232,8 @@ def _image(path: Path, stem: str, endings: Sequence[str]) -> str:
             return some[0]
         if some:
             raise SmaltiError(
-                f"the sample {stem} of {path} holds several images ({', '.join(sorted(some))}); a sample is one image: write "
+                f"the sample {stem} of {path} holds several images ({', '.join(sorted(some))}); a sample is one image: "
+                "write "
                 "the shard with one of them"
             )
     return ""
@@ -254,7 +256,8 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
         label = _as_text(value)
         if label is None:
             raise SmaltiError(
-                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it again, or leave it out"
+                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it again, or "
+                "leave it out"
             )
         if label:
             return label
@@ -262,7 +265,7 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
 
 
 def _as_text(value: Any) -> str | None:
-    """A label as it is in JSON -> its text, "" where there is none, None for what is no label.
+    """A label as it is in JSON -> its text, "" where there is none, None for a value that is not a label.
 
     1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` say nothing of a class.
     """
@@ -279,7 +282,8 @@ def _as_text(value: Any) -> str | None:
 
 @final
 class Shards:
-    """Shards, by their numbers -> the bytes of what is in them. Each process opens the files for itself, `OPEN` at a time."""
+    """Shards, by their numbers -> the bytes of what is in them. Each process opens the files for itself,
+    `OPEN` at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -292,7 +296,7 @@ class Shards:
         self._process, self._lock = os.getpid(), threading.Lock()
 
     def read(self, extent: Extent) -> bytes:
-        """Raises `OSError` where a file is gone, and `EOFError` where it is shorter than it was."""
+        """Raises `OSError` if a file is gone, and `EOFError` where it is shorter than it was."""
         if self._process != os.getpid():  # forked: an open file would share its position with the parent's
             self._renew()
         with self._lock:  # several threads may read

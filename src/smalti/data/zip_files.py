@@ -23,10 +23,10 @@ _UNIX = 3
 
 
 def read_members(path: Path) -> dict[str, ZipInfo]:
-    """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to; one to a folder is a
-    folder with the same files.
+    """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to; one to a
+    folder is a folder with the same files.
 
-    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is no zip
+    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is not a zip
     file, and for two members whose names differ only in their slashes.
     """
     try:
@@ -53,7 +53,8 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
 
 
 def _linked(members: dict[str, ZipInfo], targets: dict[str, str]) -> dict[str, ZipInfo]:
-    """Members by name, and the texts of those that are links -> the files by name, in place of links what they lead to."""
+    """Members by name, and the texts of those that are links -> the files by name, in place
+    of links what they lead to."""
     links = Links(
         {plain(name): member for name, member in members.items() if name not in targets},
         {plain(name): target_of(name, text) for name, text in targets.items()},

@@ -1,7 +1,7 @@
-"""What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption, where
-the part lies, which objects and figures are in it.
+"""What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption,
+where the part lies, which objects and figures are in it.
 
-Letters: P prefix codes, h w grid of codes, H W pixels.
+Notation: P prefix codes, h w grid of codes, H W pixels.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Annotator(ABC):
 
     @abstractmethod
     def of(self, part: Crops) -> CropAnnotator:
-        """The crops of some images -> what is said about them. Raises `SmaltiError` where nothing is known of one."""
+        """The crops of some images -> what is said about them. Raises `SmaltiError` if nothing is known of one."""
 
 
 def view_box(view: View) -> Box:
@@ -108,7 +108,8 @@ class _Labels(Annotator):
         missing = [image.key for image in part.images if image.label is None]
         if missing:
             raise SmaltiError(
-                f"{missing[0]} is in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
+                f"{missing[0]} is in no sub-folder and has no label, as {len(missing) - 1} more; move them into "
+                "sub-folders"
             )
         return _LabelCodes(tuple(self._places[str(image.label)] for image in part.images))
 
@@ -189,14 +190,16 @@ class _ObjectFilter:
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
     smallest: Fraction = 0.0
-    """The least fraction of its image that the box of an object takes, as in the original; smaller ones are left out."""
+    """The least fraction of its image that the box of an object takes, as in the original;
+    smaller ones are left out."""
 
 
 @final
 class _Objects(Annotator):
     """The objects of an image and their boxes; settings: those of `LayoutSettings`, and `smallest`.
 
-    `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left out.
+    `classes` keeps some of those that the annotations have, and `smallest` objects of some size;
+    all others are left out.
     """
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
@@ -272,7 +275,8 @@ def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
     """Raise `SmaltiError` for a map that has not a number for each code."""
     if drawn not in ((0, 0), grid):
         raise SmaltiError(
-            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave it "
+            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave "
+            "it "
             "out, or give [0, 0] for no map"
         )
 
@@ -368,4 +372,5 @@ ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int
     "keypoints": _Figures,
     "text": _Captions,
 }
-"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels a code."""
+"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w)
+and the pixels per code."""

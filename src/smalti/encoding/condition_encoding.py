@@ -1,7 +1,9 @@
-"""The conditions of images: files beside them that become codes by a tokenizer of their own, and annotations of their parts.
+"""The conditions of images: files beside them that become codes by a tokenizer of their own,
+and annotations of their parts.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
-Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own, and its codes stand before those of the image.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
+Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own,
+and its codes stand before those of the image.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ VALUES: dict[str, Literal["segmentation", "depth", "edges", "image"]] = {
 class ConditionSource(NamedTuple):
     """A condition of the images of a data set: its name (that of its option in generation), its tokenizer and its data.
 
-    Names in `ANNOTATORS` need no tokenizer, and their `options` are the settings of their condition. A condition with a tokenizer
-    and without `data` is computed from the images themselves: their edges, or a smaller copy, depending on the file type and the
-    size of images that the tokenizer was trained on.
+    Names in `ANNOTATORS` need no tokenizer, and their `options` are the settings of their condition. A condition with a
+    tokenizer and without `data` is computed from the images themselves: their edges, or a smaller copy, depending on
+    the file type and the size of images that the tokenizer was trained on.
     """
 
     key: str
@@ -93,7 +95,8 @@ def _tokenizer_codes(model: VQGAN, to_images: Callable[[Tensor], Tensor], inputs
 def paired_images(
     sources: Sequence[ConditionSource], parts: tuple[Crops, Crops], *, factor: int, device: torch.device
 ) -> Pairs:
-    """The crops of training and held-out images, whose tokenizer has `factor` pixels a code -> the same with their condition.
+    """The crops of training and held-out images, whose tokenizer has `factor` pixels per code -> the same
+    with their condition.
 
     Raises `SmaltiError` for a tokenizer that is none, for images without a condition and for sizes that do not divide.
     """

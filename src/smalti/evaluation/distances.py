@@ -4,7 +4,7 @@ They need memory that does not depend on the number of images. Every image has a
 N-1, whichever process sees it and when. What divides the images goes by indices, and so gives the same result for any
 order, batch size and number of processes.
 
-Letters: B batch, N images, D features, C classes, S splits.
+Notation: B batch, N images, D features, C classes, S splits.
 """
 
 from __future__ import annotations

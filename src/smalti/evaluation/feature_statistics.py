@@ -101,7 +101,7 @@ def _on_cpu(gaussian: Gaussian) -> Gaussian:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write an `.npz` file in the usual layout, whole or not at all. Raises `SmaltiError` when the disk refuses."""
+    """Write an `.npz` file in the usual layout, whole or not at all. Raises `SmaltiError` if writing fails."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "mu": statistics.pool.mean.numpy(),
         "sigma": statistics.pool.covariance.numpy(),

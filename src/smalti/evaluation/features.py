@@ -3,7 +3,7 @@
 Scores in the features of different networks are different scores, so each network gives them names of its own: FID is
 the Frechet distance in the features of one InceptionV3 and of nothing else.
 
-Letters: B batch, C channels (1 or 3), H W pixels, D features, S spatial features, K classes.
+Notation: B batch, C channels (1 or 3), H W pixels, D features, S spatial features, K classes.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class EfficientNetFeatures(FeatureNetwork):
 
     @classmethod
     def published(cls, *, progress: Progress = no_progress) -> EfficientNetFeatures:
-        """With the installed weights, on the CPU; nothing is downloaded. Raises `SmaltiError` where the package is
+        """With the installed weights, on the CPU; nothing is downloaded. Raises `SmaltiError` if the package is
         missing."""
         return cls(efficientnet_classifier())
 

@@ -52,7 +52,7 @@ def with_available_network(protocol: SetProtocol) -> Available:
     EfficientNet.
 
     The weights are found, not read: whether they are damaged shows when the network is made.
-    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
+    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is not a folder.
     """
     wanted = protocol.features.network
     weights = PUBLISHED.get(wanted)

@@ -1,6 +1,6 @@
 """An ImageNet classifier as a score of samples: the log-probability of the requested class.
 
-Letters: B batch, C channels, H W pixels, K = 1000 classes.
+Notation: B batch, C channels, H W pixels, K = 1000 classes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Trained by a Two Time-Scale Update Rule"). It differs from torchvision's network
 leaves the padding out of the mean, the last block pools by maximum, there are 1008 classes, and images are resized as
 TensorFlow 1 did. Keys are those of the published state dict.
 
-Letters: B batch, C channels, H W pixels, h w grid, D channels of a feature map.
+Notation: B batch, C channels, H W pixels, h w grid, D channels of a feature map.
 """
 
 from __future__ import annotations

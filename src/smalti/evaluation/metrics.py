@@ -1,6 +1,6 @@
 """Image and codebook metrics, and accumulators over many images.
 
-Letters: B batch, C channels, H W pixels, K size of the codebook.
+Notation: B batch, C channels, H W pixels, K size of the codebook.
 """
 
 from __future__ import annotations

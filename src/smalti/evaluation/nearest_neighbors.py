@@ -1,10 +1,10 @@
 """Scores of sets of images that compare single features: the kernel distance, and the measures of nearest neighbors.
 
-The features have to be kept. `FeatureReservoir` bounds their number by choosing images; its choice goes by their indices
-(an image's index is its number in the set, 0 to N-1), and so is the same for any order, batch size and number of
-processes.
+The features have to be kept. `FeatureReservoir` bounds their number by choosing images; its choice goes by their
+indices (an image's index is its number in the set, 0 to N-1), and so is the same for any order, batch size and number
+of processes.
 
-Letters: B batch, N M images of two sets, D features, S subsets.
+Notation: B batch, N M images of two sets, D features, S subsets.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ spectrum it is a lattice of peaks over what real images have there, which falls 
 
 The measure of reconstructions is `hatch` of theirs divided by that of their originals.
 
-Letters: B batch, C channels, H W pixels, p period.
+Notation: B batch, C channels, H W pixels, p period.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PowerSpectrum:
         self.count += len(images)
 
     def mean(self) -> Tensor:
-        """(H,W) float64. Raises `SmaltiError` where there was no image."""
+        """(H,W) float64. Raises `SmaltiError` if there was no image."""
         if not self.count:
             raise SmaltiError("there are no images to measure a hatch in; name a folder that holds some")
         return self._total / self.count

@@ -41,8 +41,8 @@ class ImageProtocol:
     """Which images of a source are selected, and how they are resized and cropped.
 
     - `count`: how many, evenly spread over the source in its order; None takes all.
-    - `held_out`: with a fraction above 0, only those that `smalti.data.sources.split` holds out at that fraction: a training
-      on the same folder with the same fraction has not seen them.
+    - `held_out`: with a fraction above 0, only those that `smalti.data.sources.split` holds out at that fraction: a
+      training on the same folder with the same fraction has not seen them.
     - `size`: (H,W) in pixels. The shorter side is scaled until the image covers it, and the middle is cut out. None
       takes each as it is.
     - `filter`: how they are scaled.
@@ -116,10 +116,11 @@ class PriorProtocol:
     """Images or codes, and how likely a prior finds them; and, with `samples`, images that it generates.
 
     - `images`: its `size` None is the prior's window, the only size it is measured at.
-    - `samples`: how many images are generated, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
-      compared with the data in `features`; 0 generates none. `sampler`, `rounding`: how they are generated and become 8
-      bits.
-    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely images.
+    - `samples`: how many images are generated, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data,
+      to be compared with the data in `features`; 0 generates none. `sampler`, `rounding`: how they are generated and
+      become 8 bits.
+    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median
+      and the most likely images.
     """
 
     about: str

@@ -4,7 +4,7 @@ As in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of 
 2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all
 samples of a class. So an image stays a function of its seed.
 
-Letters: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
+Notation: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def scored_positions(prior: Prior, known: Tensor) -> Tensor:
 
     They are the known codes that come after the first generated one in the prior's order: they did not guide it, and
     tell whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds
-    the generated codes, and what is left of the likelihood of the whole is that of these. Where no known code comes later,
-    they are the generated codes themselves.
+    the generated codes, and what is left of the likelihood of the whole is that of these. Where no known code comes
+    later, they are the generated codes themselves.
     """
     known = known.cpu()
     if prior.knows_any_order:  # every known code comes first

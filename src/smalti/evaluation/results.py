@@ -48,7 +48,7 @@ DEFINITIONS: dict[str, str] = {
     "likelihood of the pixels themselves",
     "entropy_nats_per_code": "entropy in nats of single codes of the images measured: what knowing frequencies "
     "alone gives",
-    "below_entropy": "1 - nats per code / entropy of single codes",
+    "below_entropy": "1 - nats per code / unigram entropy",
 }
 """Definitions of scores; feature scores also name their network."""
 
@@ -133,7 +133,7 @@ def as_plain(measured: Measured, *, command: str = "", model: Mapping[str, Any] 
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `SmaltiError` where results would replace files in `folder` that are no results of `smalti evaluate`."""
+    """Raise `SmaltiError` if results would replace files in `folder` that are not results of `smalti evaluate`."""
     if (folder / RESULT).exists():
         try:
             read_result(folder)
@@ -159,11 +159,11 @@ def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> 
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A `result.json`, or a folder that holds one -> its plain values. Raises `SmaltiError` where it is none."""
+    """A `result.json`, or a folder that holds one -> its plain values. Raises `SmaltiError` if it is none."""
     file = path / RESULT if path.is_dir() else path
     values = read_json(file)
     if not isinstance(values, dict) or not isinstance(values.get("smalti"), int) or "scores" not in values:
-        raise SmaltiError(f"{file} is no result of `smalti evaluate`")
+        raise SmaltiError(f"{file} is not a result of `smalti evaluate`")
     if values["smalti"] > FORMAT:
         raise SmaltiError(f"{file} was written by a newer smalti (format {values['smalti']}); update smalti to read it")
     return values

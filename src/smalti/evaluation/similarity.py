@@ -1,6 +1,6 @@
 """How much alike two images are in structure: SSIM, and MS-SSIM over five scales.
 
-Letters: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def measure_tokenizer(
 ) -> Measured:
     """A tokenizer, which is moved to `device`, and images -> its reconstruction scores and codebook usage.
 
-    Raises `SmaltiError` for sizes that are no multiple of f, tokenizers of other than 1 or 3 channels, and weights that
-    cannot be had where the protocol does not leave them out.
+    Raises `SmaltiError` for sizes that are not multiple of f, tokenizers of other than 1 or 3 channels, and weights
+    that cannot be had where the protocol does not leave them out.
     """
     channels = tokenizer.settings.autoencoder.channels
     if channels not in (1, 3):
@@ -189,7 +189,7 @@ def _score_sets(sets: list[StatisticsAccumulator], protocol: TokenizerProtocol) 
         return Scores({}, {}, {}, [])
     ours, reference = sets
     if int(ours.pool.count) < 2:
-        return Scores({}, {}, {}, ["the scores of sets are left out: a single image is no set"])
+        return Scores({}, {}, {}, ["the scores of sets are left out: a single image is not a set"])
     return score_sets(
         ours.statistics(),
         reference.statistics(),

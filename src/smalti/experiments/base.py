@@ -210,7 +210,7 @@ def _keys(steps: Sequence[Step]) -> dict[str, str]:
     """Steps -> the key of each: 12 hexadecimal digits that its settings and the keys before it decide."""
     keys: dict[str, str] = {}
     for step in steps:
-        assert re.fullmatch(r"[\w.-]+", step.name), f"{step.name!r} is no name for a folder"
+        assert re.fullmatch(r"[\w.-]+", step.name), f"{step.name!r} is not a name for a folder"
         assert step.name not in keys, f"two steps are called {step.name}"
         parts = {"name": step.name, "settings": step.settings, "after": {name: keys[name] for name in step.after}}
         keys[step.name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """A small network that names the class of an image: a metric of samples, trained on real images only.
 
-Letters: B batch, C channels, H W pixels, N classes.
+Notation: B batch, C channels, H W pixels, N classes.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def weights(training: TokenizerTraining) -> Weights:
 
 
 def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
-    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a fraction of them.
+    """Raise `SmaltiError` if one has more or fewer parameters than that called `like`, beyond a fraction of them.
     `change`: what a person can do about it, besides setting `parameters_within`."""
     wanted = found[like]
     for name, count in found.items():

@@ -37,7 +37,7 @@ def learning(
             [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
             x_label=units[key],
             y_label="nats per code",
-            references=[Reference(entropy, "entropy of single codes")],
+            references=[Reference(entropy, "unigram entropy")],
         )
         for key, title in over.items()
     ]

@@ -3,7 +3,7 @@
 It has the methods of a `VQGAN` and is none: there is nothing to its encoder and decoder. It is what section 4.4 of the
 paper compares with, transformers on pixels, as in Chen et al. 2020 (iGPT).
 
-Letters: B batch, H W pixels, K colors, n pixels.
+Notation: B batch, H W pixels, K colors, n pixels.
 """
 
 from __future__ import annotations

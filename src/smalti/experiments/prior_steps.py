@@ -79,7 +79,7 @@ def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
 def parameters(training: PriorTraining, codes: Codes) -> int:
     """A training and the codes that it reads -> how many numbers it learns, without making them.
 
-    Raises `SmaltiError` where its network does not read such codes.
+    Raises `SmaltiError` if its network does not read such codes.
     """
     with torch.device("meta"):
         prior = build_network(training.network, codes).prior

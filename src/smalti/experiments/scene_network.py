@@ -1,7 +1,7 @@
 """A small network that predicts the labels and depths of the pixels of a scene, and its class. It is trained on real
 scenes and evaluates samples.
 
-Letters: B batch, C channels, H W pixels, n labels, N classes, M images.
+Notation: B batch, C channels, H W pixels, n labels, N classes, M images.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Variation:
 
 
 def refuse_twins(names: Sequence[str], *, what: str) -> None:
-    """Raise `SmaltiError` where two have one name. `what` they are, such as "tokenizers"."""
+    """Raise `SmaltiError` if two have one name. `what` they are, such as "tokenizers"."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SmaltiError(f"two {what} are called {twice!r}; name each differently")
@@ -59,7 +59,7 @@ class Images(NamedTuple):
 
     @classmethod
     def of(cls, given: Path | None) -> Images:
-        """A path, or None for scenes. Raises `SmaltiError` where the path holds no images."""
+        """A path, or None for scenes. Raises `SmaltiError` if the path holds no images."""
         if given is None:
             return cls(None, {"images": SCENES})
         return cls(given, {"images": str(given.absolute()), "identity": identity(open_source(given))})
@@ -98,7 +98,7 @@ def varied(
     """A recipe, then the experiment's changes for all, what a person set, and what the experiment varies -> a
     tokenizer's training.
 
-    Raises `SmaltiError` where a person sets what the experiment varies: it would change nothing.
+    Raises `SmaltiError` if a person sets what the experiment varies: it would change nothing.
     """
     _refuse_decided("tokenizer", overrides, changes)
     return resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[*shared, *overrides, *changes])

@@ -50,7 +50,8 @@ def _about_images(inspection: Inspection, size: Size) -> Iterator[str]:
     count = inspection.images
     if count < FEW:
         yield (
-            f"{_are(count, 'image')} too few: the prior will memorize them; add images of the same kind, several hundred "
+            f"{_are(count, 'image')} too few: the prior will memorize them; add images of the same kind, several "
+            "hundred "
             "at least"
         )
     elif count < SOME:
@@ -96,7 +97,8 @@ def _about_classes(inspection: Inspection) -> Iterator[str]:
     rare = [label for label, count in classes.items() if count < RARE]
     if rare:
         yield (
-            f"{len(rare)} class{'es have' if len(rare) > 1 else ' has'} fewer than {RARE} images, such as {rare[0]}; add "
+            f"{len(rare)} class{'es have' if len(rare) > 1 else ' has'} fewer than {RARE} images, such as {rare[0]}; "
+            "add "
             "images, or move them to another class"
         )
 

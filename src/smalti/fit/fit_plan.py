@@ -36,7 +36,8 @@ FEWEST_STEPS = 20
 REPORTS, CHECKPOINTS = 50, 12
 """A training whose length the time decides reports and saves its state so often, ..."""
 MOST_VALIDATIONS, VALIDATION_COST = 8, 0.5
-"""... and looks at held-out images at most so often, and at no more of them in all than this share of those it trains on."""
+"""... and looks at held-out images at most so often, and at no more of them in all than this share
+of those it trains on."""
 CONDITION_CODES = 1024
 PREFIX_CODES = {"labels": 1, "text": 64, "layout": 91}
 """Codes of conditions as far as they are known before encoding, for estimates of time."""
@@ -146,8 +147,8 @@ class Schedule(NamedTuple):
 
 
 def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) -> Schedule:
-    """The plan, the speed of this machine, the number of images, and a time for all of it, None for the recipe's lengths
-    -> the lengths of all trainings.
+    """The plan, the speed of this machine, the number of images, and a time for all of it, None for the recipe's
+    lengths -> the lengths of all trainings.
 
     Raises `SmaltiError` for a time in which too little can be learned.
     """
@@ -163,7 +164,8 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
     codes = per_crop * images * copies
     if seconds is not None and codes > LARGEST_ENCODING * seconds:
         raise SmaltiError(
-            f"--time: to encode {images:,} images takes about {codes / 60:.0f} minutes of {seconds / 60:.0f} on this machine; "
+            f"--time: to encode {images:,} images takes about {codes / 60:.0f} minutes of {seconds / 60:.0f} on this "
+            "machine; "
             f"give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
         )
     estimates = {name: lengths[name] * pace for name, pace in paces.tokenizers.items()}
@@ -195,7 +197,7 @@ def _whole_batches(count: float, batch: int) -> int:
 
 
 def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) -> None:
-    """Raise `SmaltiError` where the tokenizer or the prior would make too few steps."""
+    """Raise `SmaltiError` if the tokenizer or the prior would make too few steps."""
     steps = {
         "tokenizer": lengths["tokenizer"] / plan.tokenizer.run.batch,
         "prior": lengths["prior"] / (plan.prior.run.batch * images_codes(plan)),
@@ -204,7 +206,8 @@ def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) ->
         if count < FEWEST_STEPS:
             needed = math.ceil(seconds * FEWEST_STEPS / count / 60)
             raise SmaltiError(
-                f"--time: in {seconds:.0f} seconds this machine makes {count:.0f} step{'s' * (count != 1)} of the {name}, "
+                f"--time: in {seconds:.0f} seconds this machine makes {count:.0f} step{'s' * (count != 1)} of the "
+                f"{name}, "
                 f"which teach nothing; give {needed} minutes or more, or a smaller recipe"
             )
 

@@ -14,12 +14,14 @@ from typing import Any, final
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_json
-from smalti.core.settings import Positive, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, as_mapping, parse, settings
 from smalti.core.version import __version__
 from smalti.fit.found_conditions import FoundCondition
 from smalti.fit.inspection import Inspection
 
 FILE = "fit.json"
+STREAMED = "images"
+"""The folder in the output folder with the images of a stream."""
 STAGES = ("tokenizer", "prior")
 _UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
 
@@ -37,6 +39,12 @@ class FitRequest:
     """Conditions that are left out."""
     overrides: tuple[str, ...] = ()
     """`tokenizer.a.b=c` and `prior.a.b=c`."""
+    stream: Natural = 0
+    """The number of images to copy from a data set on the Hub; 0 downloads the whole data set."""
+
+    def folder(self, out: Path) -> Path:
+        """The images that are trained on, in a fit whose output folder is `out`."""
+        return out / STREAMED if self.stream else Path(self.images)
 
     def stage_overrides(self, stage: str) -> list[str]:
         """The overrides of one stage, without its name. Raises `SmaltiError` for an override of neither stage."""
@@ -81,12 +89,13 @@ class StateFile:
     def read(self, request: FitRequest) -> FitState | None:
         """The state of an earlier start of the same fit, None without one.
 
-        Raises `SmaltiError` for a folder that holds something else, and for a fit of another request, naming what differs.
+        Raises `SmaltiError` for a folder that holds something else, and for a fit of another request,
+        naming what differs.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise SmaltiError(f"{self.folder} is a file; name a folder with --out")
         if not self.path.is_file():
-            if self.folder.is_dir() and any(not entry.name.startswith(".fit.json") for entry in self.folder.iterdir()):
+            if self.folder.is_dir() and any(not self._is_ours(entry.name, request) for entry in self.folder.iterdir()):
                 raise SmaltiError(f"{self.folder} is not empty and holds no {FILE}; choose another --out")
             return None
         content = read_json(self.path)
@@ -99,10 +108,15 @@ class StateFile:
         ]
         if differ:
             raise SmaltiError(
-                f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose another "
+                f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose "
+                "another "
                 "--out"
             )
         return state
+
+    @staticmethod
+    def _is_ours(name: str, request: FitRequest) -> bool:
+        return name.startswith(f".{FILE}") or (name == STREAMED and request.stream > 0)
 
     def write(self, state: FitState) -> FitState:
         """Write the state, whole or not at all, and return it."""
@@ -121,8 +135,8 @@ def seconds_of(text: str) -> float:
     compact = text.replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d+)?)(d|h|min|m|s)", compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:
-        raise SmaltiError(f"--time {text!r} is no time; write it with units, such as 45m, 1h or 1h30m")
+        raise SmaltiError(f"--time {text!r} is not a time; write it with units, such as 45m, 1h or 1h30m")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not seconds:
-        raise SmaltiError(f"--time {text!r} is no time at all; give minutes or hours, such as 45m or 1h")
+        raise SmaltiError(f"--time {text!r} is not a time at all; give minutes or hours, such as 45m or 1h")
     return seconds

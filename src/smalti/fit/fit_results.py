@@ -1,6 +1,6 @@
 """What a finished fit can do: reconstructions, samples, a panorama by the sliding window, completions.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class FitResults(NamedTuple):
     reconstructions: Tensor
     samples: Tensor
     previews: list[Array]
-    """The conditions of the samples as images (H,W,3) uint8; empty without conditions that are stored with the codes."""
+    """The conditions of the samples as images (H,W,3) uint8; empty without conditions that are stored
+    with the codes."""
     captions: list[str]
     """What each sample is."""
     panorama: Tensor

@@ -26,7 +26,9 @@ from smalti.core.version import __version__
 from smalti.data.code_shards import open_codes
 from smalti.data.contents import contents
 from smalti.data.file_types import COLOR, FILE_TYPES
+from smalti.data.image_tables import is_hub_name
 from smalti.data.sources import Source, open_source
+from smalti.data.streaming import copy_stream
 from smalti.encoding.condition_encoding import ConditionSource
 from smalti.fit.check_text import advice, check_rows
 from smalti.fit.fit_page import page_values
@@ -60,25 +62,29 @@ PACE_SHARE, MOST_PACE_SECONDS = 0.01, 20.0
 
 
 def request_for(
-    images: Path, *, recipe: str, time: str, without: Sequence[str], overrides: Sequence[str]
+    images: Path, *, recipe: str, time: str, without: Sequence[str], overrides: Sequence[str], stream: int = 0
 ) -> FitRequest:
     """The command's options -> the request, with the path of the images as it is found from any folder.
 
-    Raises `SmaltiError` for a time that cannot be read.
+    Raises `SmaltiError` for a time that cannot be read, and for a stream of what is no table.
     """
     if time:
         seconds_of(time)
+    if stream and not (is_hub_name(images) or images.is_dir()):
+        raise SmaltiError(f"--stream is for data sets of Hugging Face, as hf:NAME, and {images} is none; leave it out")
     folder = images_folder(images)
     where = str(folder) if str(folder).startswith("hf:") else str(folder.resolve())
-    return FitRequest(images=where, recipe=recipe, time=time, without=tuple(without), overrides=tuple(overrides))
+    return FitRequest(
+        images=where, recipe=recipe, time=time, without=tuple(without), overrides=tuple(overrides), stream=stream
+    )
 
 
-def check(request: FitRequest, *, console: Console) -> FitState:
-    """Look at the images and print what was found, what is cut and what should be changed.
+def check(request: FitRequest, folder: Path, *, console: Console) -> FitState:
+    """Look at the images in `folder` and print what was found, what is cut and what should be changed.
 
-    Raises `SmaltiError` where nothing can be trained, and for an unknown name in `without`.
+    Raises `SmaltiError` if nothing can be trained, and for an unknown name in `without`.
     """
-    source = open_source(Path(request.images))
+    source = open_source(folder)
     tokenizer = _image_training(request)
     with counting(console, title="looking at the images", unit="images") as progress:
         inspection = inspect_images(
@@ -97,26 +103,31 @@ def check(request: FitRequest, *, console: Console) -> FitState:
 def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
     """Images -> a generator in `out`, and the path of its report page. The same call again resumes.
 
-    Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of another
-    request, and when it is asked to stop.
+    Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of
+    another request, and when it is asked to stop.
     """
     if is_started_with_others():
         raise SmaltiError(
             "smalti fit runs in one process; for several, use smalti train tokenizer and smalti train prior"
         )
-    _refuse_inside(Path(request.images), out)
+    if not request.stream:
+        _refuse_inside(Path(request.images), out)
     file = StateFile(out)
     state = file.read(request)
+    folder = request.folder(out)
+    if request.stream:
+        with counting(console, title="copying images", unit="images") as progress:
+            copy_stream(Path(request.images), folder, count=request.stream, progress=progress)
     if state is None:
-        state = check(request, console=console)
+        state = check(request, folder, console=console)
         make_plan(request, chosen_conditions(state.found, without=request.without))  # errors come before work
         file.write(state)
     else:
         say(console, f"resuming the fit in {out}; its check and its decisions are in {file.path}")
-        if contents(open_source(Path(request.images))) != state.contents:
+        if contents(open_source(folder)) != state.contents:
             say(
                 console,
-                f"the images in {request.images} have changed since it was begun; finished steps stay as they are",
+                f"the images in {folder} have changed since it was begun; finished steps stay as they are",
             )
     return _Fit(out, file, state, console).run()
 
@@ -126,7 +137,7 @@ class _Fit:
 
     def __init__(self, out: Path, file: StateFile, state: FitState, console: Console) -> None:
         self.out, self.file, self.state, self.console = out, file, state, console
-        self.images = Path(state.request.images)
+        self.images = state.request.folder(out)
         self.conditions = chosen_conditions(state.found, without=state.request.without)
         self.plan = make_plan(state.request, self.conditions)
         self.seconds = seconds_of(state.request.time) if state.request.time else None

@@ -91,7 +91,8 @@ def find_conditions(source: Source, *, progress: Callable[[int, int], object]) -
 
 
 def chosen_conditions(found: Sequence[FoundCondition], *, without: Sequence[str]) -> tuple[FoundCondition, ...]:
-    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without` that was not found."""
+    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without`
+    that was not found."""
     names = [each.name for each in found]
     for name in without:
         if name not in names:
@@ -218,7 +219,7 @@ def _arrays(
     read: Callable[..., npt.NDArray[Any]],
     progress: Callable[[int, int], object],
 ) -> Iterator[npt.NDArray[Any]]:
-    """The arrays of maps. Raises `SmaltiError` where one cannot be read or is not as large as its image."""
+    """The arrays of maps. Raises `SmaltiError` if one cannot be read or is not as large as its image."""
     for done, (image, entry) in enumerate(pairs, 1):
         array = read(files.stream(entry), name=str(files.path / entry.key))
         try:

@@ -1,6 +1,6 @@
-"""The sliding window of priors that know any order: each code is conditioned on all that its window holds.
+"""The sliding window of any-order priors: each code is conditioned on all that its window holds.
 
-Shapes: B batch, P prefix codes, h w grid, K image codes.
+Notation: B batch, P prefix codes, h w grid, K image codes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class AnyOrderWindowDecoding(PriorDecoding):
         missing = request.missing_positions
         self.schedule = [[position] for position in every if missing[position.row, position.column]]
         self.generated_before: dict[CodePosition, list[int]] = {}
-        """Offsets in the window of the codes before a position that were generated while its window stood still, in order."""
+        """Offsets in the window of the codes before a position
+        that were generated while its window stood still, in order."""
         for _, group in groupby(every, key=lambda position: position.window):
             offsets: list[int] = []
             for position in group:

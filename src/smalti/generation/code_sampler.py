@@ -1,6 +1,6 @@
 """Sampling of codes: a prior's logits and the position's noise -> codes.
 
-Shapes: B batch, K image codes, h w grid, m positions evaluated in one call of the prior.
+Notation: B batch, K image codes, h w grid, m positions evaluated in one call of the prior.
 """
 
 from __future__ import annotations

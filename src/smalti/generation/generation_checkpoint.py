@@ -3,7 +3,7 @@
 The noise of a code depends on its seed and its position (`smalti.core.rng`). So known codes change nothing: a
 resumed image equals the uninterrupted one, code for code.
 
-Letters: B batch, h w code grid, P prefix codes.
+Notation: B batch, h w code grid, P prefix codes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The generation loop: a prior and a request -> grids of codes of any size, wave by wave.
 
-Shapes: B batch, K image codes, P prefix codes, h w grid.
+Notation: B batch, K image codes, P prefix codes, h w grid.
 
 `generate` is the only generation loop. Codes that do not depend on one another form a wave (`generation.wavefront`)
 and are generated together. A `DecodingStrategy` computes their logits, and a `CodeSampler` samples them. A grid that
@@ -154,11 +154,12 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
             raise SmaltiError(f"this prior generates in the order {prior.order!r} alone; leave the order out")
         if request.parallel:
             raise SmaltiError(
-                f"parallel = {request.parallel} needs a prior that knows any order, and this one generates in the order "
+                f"parallel = {request.parallel} needs an any-order prior, and this one generates in the "
+                "order "
                 f"{prior.order!r} alone; leave it at 0"
             )
     elif ((known >= 0) != (known[:1] >= 0)).any():
         raise SmaltiError(
-            "a prior that knows any order reads the known codes first, so all images of a request must have the same "
+            "an any-order prior reads the known codes first, so all images of a request must have the same "
             "known positions; make a request for each"
         )

@@ -1,7 +1,7 @@
 """Decoding with a neighborhood transformer: each code costs one position, and only the rows within the radius are
 cached.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m positions of a wave, N heads, d head dimension, r
+Notation: B batch, K image codes, P prefix codes, h w grid, m positions of a wave, N heads, d head dimension, r
 radius, R cached rows.
 """
 

@@ -1,11 +1,11 @@
-"""Parallel decoding: several codes at once in a few steps, for priors that know any order. It is approximate.
+"""Parallel decoding: several codes at once in a few steps, for any-order priors. It is approximate.
 
 Codes of one step do not see one another, so their joint distribution is that of independent codes. Steps are short at
 first, while little is known, and long at the end: the cosine schedule of MaskGIT (Chang et al., arXiv 2202.04200,
 section 3.3). Without an order in the request, codes come in the order "subsample", in which the codes of a step are
 not neighbors.
 
-Shapes: B batch, P prefix codes, h w grid, K image codes, m codes of one step, T codes before them.
+Notation: B batch, P prefix codes, h w grid, K image codes, m codes of one step, T codes before them.
 """
 
 from __future__ import annotations

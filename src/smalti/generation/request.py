@@ -1,6 +1,6 @@
 """Generation requests: all that the generated codes depend on, apart from the prior, in one frozen value.
 
-Shapes: B batch, P prefix codes, h w grid.
+Notation: B batch, P prefix codes, h w grid.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GenerationRequest:
     """The number of draft codes per call of the prior (`generation.speculative`): the generated codes are the same,
     with fewer calls. 0 for none."""
     order: Tensor | None = None
-    """For priors that know any order: the raster positions of the grid in the order of generation, (h w,) int64. Known
+    """For any-order priors: the raster positions of the grid in the order of generation, (h w,) int64. Known
     codes are read first in any case. None for raster order."""
     resumed: Tensor | None = None
     """The codes so far (B, h, w) of an interrupted generation of this request, which goes on from them: each remaining
@@ -84,7 +84,8 @@ class GenerationRequest:
             raise SmaltiError(f"parallel = {self.parallel} is not a number of steps; give 0 for one code at a time")
         if self.parallel and self.speculate:
             raise SmaltiError(
-                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at 0"
+                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at "
+                "0"
             )
         count = height * width
         if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(count)):

@@ -1,6 +1,6 @@
 """The sliding window: the logits of each wave, computed in few calls and with cached keys and values.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
+Notation: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
 last of them.
 """
 
@@ -155,7 +155,7 @@ def prefix_of(prior: Prior, request: GenerationRequest, window: Window) -> Tenso
 def sequence_order(prior: Prior, request: GenerationRequest, window: tuple[int, int]) -> Tensor:
     """A prior, a request and the window (h, w) over its grid -> the raster positions of the window in sequence order.
 
-    A prior that knows any order reads the known codes first if the window covers the grid, and then generates the
+    An any-order prior reads the known codes first if the window covers the grid, and then generates the
     others in the request's order: each is conditioned on all that is known. Raises `SmaltiError` for a prior with an
     order that it has not learned for this window.
     """

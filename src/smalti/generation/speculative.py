@@ -6,7 +6,7 @@ before it. The prior's output for draft codes gives better drafts: Jacobi decodi
 early: the Gumbel coupling of So et al., arXiv 2510.24211. All randomness is in the noise and none in the
 acceptance, so the result equals one-by-one generation.
 
-Letters: B batch, K image codes, T codes before the last query, n draft codes per call, m queries per call.
+Notation: B batch, K image codes, T codes before the last query, n draft codes per call, m queries per call.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class SpeculativeDecoding(DecodingStrategy):
             positions = [position for (position,) in self.schedule[wave : wave + len(previous)]]
             self.inputs[:, offsets[: len(previous)]] = self.sample(positions, torch.stack(previous, dim=1)).T
         for offset in offsets[len(previous) : -1]:
-            # A position without an answer yet: the code before it. The one above, or what the last answer makes with the noise of
-            # this position, is right about as often (docs/high-resolution.md).
+            # A position without an answer yet: the code before it. The one above, or what the last answer makes with
+            # the noise of this position, is right about as often (docs/high-resolution.md).
             self.inputs[:, offset] = self.inputs[:, offset - 1]
         # The cache is valid up to the code before the last generated one, which is read now instead of its draft.
         cache.length = start = prior.prefix_length + self.offsets[wave - 1] if wave else 0
@@ -95,6 +95,7 @@ def with_speculation(
     if strategy.window != grid:
         raise SmaltiError(
             f"speculate = {count} needs a window that covers the grid, and a window of {strategy.window[0]} x "
-            f"{strategy.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or generate a smaller image"
+            f"{strategy.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or generate a "
+            "smaller image"
         )
     return SpeculativeDecoding(strategy, sample, count=count)

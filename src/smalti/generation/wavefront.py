@@ -4,7 +4,7 @@ Under the sliding window a code depends only on the earlier codes in its window.
 codes up to half a window ahead. So a row can start before the row above ends, and codes of several rows are
 generated together. docs/high-resolution.md draws the waves and counts them.
 
-Letters: H W grid, h w window, P prefix codes, B sequences per position.
+Notation: H W grid, h w window, P prefix codes, B sequences per position.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def wavefront_schedule(missing: Tensor, *, window: tuple[int, int], middle: Midd
     )  # the wave of each code, counted from 1; 0 for one that is known
     schedule: list[list[CodePosition]] = []
     for row, top in enumerate(tops):
-        # The last wave of each column above, and of each w columns side by side, the first of which is the window's left.
+        # The last wave of each column above, and of each w columns side by side, the first of
+        # which is the window's left.
         above = latest[top:row].amax(dim=0) if row > top else torch.zeros(width, dtype=torch.int64)
         window_latest = above.unfold(0, window[1], 1).amax(dim=1).tolist()
         row_waves: list[int] = []

@@ -44,11 +44,12 @@ def pushed(folder: Path, name: str, *, private: bool) -> str:
     """Send all files of `folder` to the repository `name`, which is made if there is none -> its address.
 
     What an earlier model left there is removed in the same commit: a half-new model is never to be seen. `private`
-    holds for a new repository. Raises `SmaltiError` for what is no name, and when the Hub refuses, with its reason.
+    holds for a new repository. Raises `SmaltiError` for a value that is not a name, and when the Hub refuses,
+    with its reason.
     """
     if not is_name(name):
         raise SmaltiError(
-            f"{name!r} is no name of a repository; write owner/name, of letters, digits, '-', '_' and '.'"
+            f"{name!r} is not a name of a repository; write owner/name, of letters, digits, '-', '_' and '.'"
         )
     from huggingface_hub import HfApi  # slow to import, and only needed here
 

@@ -60,11 +60,11 @@ def write_card(folder: Path, name: str, sources: Sources) -> None:
     """Write README.md, and the images that it shows, beside the models in `folder`; `name` is the repository's,
     owner/name.
 
-    Raises `SmaltiError` for what is no license and for results that were not written by `smalti evaluate`.
+    Raises `SmaltiError` for a value that is not a license and for results that were not written by `smalti evaluate`.
     """
     if not _LICENSE.fullmatch(sources.license):
         raise SmaltiError(
-            f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, "
+            f"{sources.license!r} is not a license as the Hub names them; write one such as mit, apache-2.0, "
             "cc-by-4.0 or other"
         )
     from huggingface_hub import ModelCard, ModelCardData
@@ -183,7 +183,7 @@ class _Measurement(NamedTuple):
 def _measurement(path: Path) -> _Measurement:
     result = read_json(path)
     if not isinstance(result, dict) or not {"scores", "definitions", "protocol", "data", "made"} <= result.keys():
-        raise SmaltiError(f"{path} is no result of `smalti evaluate`; name its result.json")
+        raise SmaltiError(f"{path} is not a result of `smalti evaluate`; name its result.json")
     scores = result["scores"].items()
     rows = [_cells((key, _number(value), result["definitions"].get(key, ""))) for key, value in scores]
     kept = {key: result[key] for key in ("protocol", "networks", "data", "samples") if result.get(key)}

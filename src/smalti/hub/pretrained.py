@@ -1,7 +1,7 @@
 """Models on disk: a folder with `config.json` (what it is, its settings) and `model.safetensors` (its weights).
 
-Nothing in such a folder is ever executed. A name that is no folder here is that of a model that comes with smalti, or
-is looked for on the Hugging Face Hub.
+Nothing in such a folder is ever executed. A name that is not a folder here is that of a model that comes with smalti,
+or is looked for on the Hugging Face Hub.
 """
 
 from __future__ import annotations

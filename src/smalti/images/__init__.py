@@ -1,4 +1,5 @@
-"""What an image is here: reading and writing files (`io`, `png_stream`), label and depth maps, masks, pixel formats, boxes."""
+"""What an image is here: reading and writing files (`io`, `png_stream`), label and depth maps, masks,
+pixel formats, boxes."""
 
 from smalti.images.io import read_image, save_png, to_array, to_tensor
 

@@ -16,7 +16,7 @@ SHARES: Size = (1.0, 1.0)
 """The size of an image that makes fractions of the numbers."""
 
 _BEYOND = 0.01  # a fraction of the image; by so much rounding may carry a box beyond it
-_LARGEST = 1e9  # of numbers in files; more is no position and no size
+_LARGEST = 1e9  # of numbers in files; more is not a position and no size
 _FARTHEST = 10.0  # images; a keypoint may be cut off with its object, but is never so far outside
 
 
@@ -26,9 +26,10 @@ def is_number(value: Any) -> bool:
 
 
 def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, float, float]:
-    """Left, top, width and height in pixels of an image of that size, or as fractions -> as fractions, within the image.
+    """Left, top, width and height in pixels of an image of that size, or as fractions -> as fractions,
+    within the image.
 
-    Raises what `refuse` makes of what is no box, of one outside the image, and of fractions that reach beyond it.
+    Raises what `refuse` makes of what is not a box, of one outside the image, and of fractions that reach beyond it.
     """
     if not isinstance(numbers, list | tuple) or len(numbers) != 4 or not all(map(is_number, numbers)):
         raise refuse(f"the box {numbers!r} is not four numbers, left, top, width, height")
@@ -40,7 +41,8 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
         return left, top, width, height
     if size == SHARES and (min(left, top) < -_BEYOND or max(right, bottom) > 1 + _BEYOND):
         raise refuse(
-            f"the box {numbers!r} reaches beyond the image; give left, top, width, height as fractions of it, from 0 to 1, "
+            f"the box {numbers!r} reaches beyond the image; give left, top, width, height as fractions of it, from 0 "
+            "to 1, "
             "not in pixels"
         )
     if left > 1 or top > 1 or right < 0 or bottom < 0:
@@ -52,7 +54,7 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
 def place_of(x: Any, y: Any, size: Size, refuse: Refuse) -> tuple[float, float]:
     """x and y in pixels of an image of that size, or as fractions -> as fractions.
 
-    Raises what `refuse` makes of what is no position.
+    Raises what `refuse` makes of what is not a position.
     """
     if not (is_number(x) and is_number(y) and abs(x / size[0]) <= _FARTHEST and abs(y / size[1]) <= _FARTHEST):
         unit = "fractions of the image, from 0 to 1, not in pixels" if size == SHARES else "pixels of the image"

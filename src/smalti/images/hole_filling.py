@@ -3,7 +3,7 @@
 An encoder's attention and group statistics see the whole image, so the codes of kept pixels depend on what was erased
 (docs/inpainting.md has the figures). With the hole filled they depend on kept pixels alone.
 
-Shapes: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ IMAGE_SUFFIXES = (
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 MOST_COVERING = 2**24
-"""Pixels of an image that covers a size, beyond which it is to be no larger than its file's image or 8 times the size."""
+"""Pixels of an image that covers a size, beyond which it is to be no larger than its file's image
+or 8 times the size."""
 SPARE = 2.0  # what a JPEG decoder gives stays this many times larger than what is requested
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of an image we made
 
@@ -76,7 +77,8 @@ class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
 
 @contextmanager
 def damage_explained(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes `DamagedImage` with `name` and the reason; a `SmaltiError` stays what it is."""
+    """Whatever goes wrong inside becomes `DamagedImage` with `name` and the reason;
+    a `SmaltiError` stays what it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd but readable metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -97,8 +99,8 @@ def damage_explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
-    """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the `with`, is
-    told as by `damage_explained`, and so is an empty file.
+    """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the
+    `with`, is told as by `damage_explained`, and so is an empty file.
     """
     with damage_explained(name), open_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
         if stream.seek(0, os.SEEK_END) == 0:
@@ -108,7 +110,8 @@ def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
 
 
 def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Literal[8, 16] = 8) -> Array:
-    """An image file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (color), 4 (color and opacity).
+    """An image file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (color),
+    4 (color and opacity).
 
     The EXIF orientation is applied. Gray becomes color, and color gray. For 1 and 3 channels transparent pixels are
     composited over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
@@ -143,9 +146,9 @@ def read_covering(
 ) -> Covering:
     """An image file -> the smallest image of the same aspect that covers `size` (height, width), with up to 16 bits.
 
-    As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first (it
-    leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is requested. That
-    depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as `check_covering`.
+    As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first
+    (it leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is requested.
+    That depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as `check_covering`.
     """
     _check_channels(channels)
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
@@ -168,8 +171,8 @@ def read_covering(
 
 
 def read_middle(source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Array:
-    """An image file -> (height, width, C) for `size`: scaled as by `read_covering`, and the middle cut out, however long and
-    thin the image is. Raises as `read_image`.
+    """An image file -> (height, width, C) for `size`: scaled as by `read_covering`, and the middle cut out, however
+    long and thin the image is. Raises as `read_image`.
     """
     full = read_size(source, name=name)
     if is_excessive(full, size):
@@ -235,13 +238,15 @@ def resize(array: Array, size: tuple[int, int], *, filter: Filter) -> Array:
 
 
 def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The size of an image and one that is to be covered, both (height, width) -> the image's size when it just covers it."""
+    """The size of an image and one that is to be covered, both (height, width)
+    -> the image's size when it just covers it."""
     scale = max(size[0] / full[0], size[1] / full[1])
     return max(size[0], round(full[0] * scale)), max(size[1], round(full[1] * scale))
 
 
 def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether an image of size `full` is so long and thin that covering `size` takes a multiple of the memory of either.
+    """Whether an image of size `full` is so long and thin that covering `size` takes a multiple
+    of the memory of either.
 
     A file of 1 x 6000 pixels has a hundred bytes, and covers 256 x 256 as 256 x 1,536,000.
     """
@@ -252,8 +257,8 @@ def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
 def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tuple[int, int], name: str) -> None:
     """Sizes (height, width) of an image, of what it is to cover, and of the window that is cut out of that -> nothing.
 
-    Raises `DamagedImage` for an image that would be enlarged more than twice to cover the window, and for one that is too thin
-    (`is_excessive`). To be called before pixels are scaled.
+    Raises `DamagedImage` for an image that would be enlarged more than twice to cover the window, and for one that is
+    too thin (`is_excessive`). To be called before pixels are scaled.
     """
     (height, width), (h, w) = window, full
     if max(height / h, width / w) > 2:
@@ -270,7 +275,8 @@ def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tupl
 
 
 def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
-    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory for the image and the result."""
+    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory
+    for the image and the result."""
     full = (array.shape[0], array.shape[1])
     if not is_excessive(full, size):
         return center_crop(resize_to_cover(array, size, filter=filter), size)
@@ -397,7 +403,7 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
     was made by.
 
     The settings stand as JSON in the PNG text under the keyword "smalti"; `read_settings` reads them back.
-    Raises `SmaltiError` when the disk refuses.
+    Raises `SmaltiError` if writing fails.
     """
     array = to_array(image) if isinstance(image, Tensor) else image
     assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"

@@ -26,9 +26,9 @@ _NUMPY = b"\x93NUMPY"  # the first bytes of an .npy file
 
 
 def read_labels(source: Path | BinaryIO, *, name: str) -> Array:
-    """An image file with one number a pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W,1) uint8 or uint16.
+    """An image file with one number per pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W,1) uint8 or uint16.
 
-    Raises `DamagedImage` for color images, for numbers that are no labels, and for what is no image.
+    Raises `DamagedImage` for color images, for numbers that are not labels, and for files that are not images.
     """
     numbers = read_numbers(source, name=name)
     if numbers.ndim != 2:
@@ -48,9 +48,9 @@ def read_labels(source: Path | BinaryIO, *, name: str) -> Array:
 def read_depth(source: Path | BinaryIO, *, name: str) -> npt.NDArray[np.float32]:
     """A depth map -> its numbers as they are (H,W) float32.
 
-    It is grayscale of 8 or 16 bits; a TIFF file of floats; or an `.npy` file of any numbers, (H,W), (1,H,W) or (H,W,1). The
-    four channels of a transparent image are the four bytes of a float32, least significant first: so the original's data set
-    keeps the inverse depths of MiDaS.
+    It is grayscale of 8 or 16 bits; a TIFF file of floats; or an `.npy` file of any numbers, (H,W), (1,H,W) or (H,W,1).
+    The four channels of a transparent image are the four bytes of a float32, least significant first: so the original's
+    data set keeps the inverse depths of MiDaS.
 
     Raises `DamagedImage` for colors (three channels that are alike are gray), numbers that are none, and damaged files.
     """
@@ -69,7 +69,8 @@ def read_any(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
 
 
 def spread(depth: Tensor) -> Tensor:
-    """Numbers of any range -> of the same shape in [-1,1], the least of them -1 and the greatest 1 (all -1 where all are equal).
+    """Numbers of any range -> of the same shape in [-1,1], the least of them -1
+    and the greatest 1 (all -1 where all are equal).
 
     So the original makes depths comparable from image to image, before it crops or scales them.
     """
@@ -92,11 +93,11 @@ def _gray(numbers: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     if numbers.shape[2] == 4 and not (numbers[:, :, 3] == 255).all():
         depth: npt.NDArray[Any] = np.ascontiguousarray(numbers).view("<f4")[:, :, 0]
         if not (np.abs(depth) < _NO_DEPTH).all():  # no number fails too
-            raise DamagedImage(name, "is transparent, and its bytes are no depths; save it as grayscale")
+            raise DamagedImage(name, "is transparent, and its bytes are not depths; save it as grayscale")
         return depth
     if (numbers[:, :, :3] != numbers[:, :, :1]).any():
         raise DamagedImage(
-            name, "holds colors, and a depth one number a pixel; save it as grayscale, a TIFF of floats or .npy"
+            name, "holds colors, and a depth one number per pixel; save it as grayscale, a TIFF of floats or .npy"
         )
     first: npt.NDArray[Any] = numbers[:, :, 0]
     return first

@@ -17,7 +17,8 @@ WHOLE = 2**24
 MOST_AT_ONCE = 2**22
 """Pixels of a strip."""
 REACH = 4
-"""Pixels of the larger of both planes beyond which no pixel counts: Lanczos has three lobes, and one is for rounding."""
+"""Pixels of the larger of both planes beyond which no pixel counts: Lanczos has three lobes, and one is
+for rounding."""
 
 
 def resize_plane(
@@ -28,8 +29,8 @@ def resize_plane(
 ) -> npt.NDArray[np.float32]:
     """One channel of an image of size `full`, of which `rows` gives some rows -> its `box`, scaled by Lanczos.
 
-    Of a large one rows are made narrower strip by strip, and then fewer. Pillow does the same with all of them, or the other way
-    round where that is less work, which differs by rounding.
+    Of a large one rows are made narrower strip by strip, and then fewer. Pillow does the same with all of them, or the
+    other way round where that is less work, which differs by rounding.
     """
     (height, width), (left, top, right, bottom), several = size, box, strip_of(full)
     if math.prod(full) <= WHOLE:
@@ -49,5 +50,6 @@ def resize_plane(
 
 
 def strip_of(full: tuple[int, int]) -> int:
-    """The size (H, W) of an image -> how many rows are worked on at once where the work takes several times their memory."""
+    """The size (H, W) of an image -> how many rows are worked on at once where the work takes several times their
+    memory."""
     return max(1, MOST_AT_ONCE // full[1])

@@ -41,8 +41,8 @@ def kept_part(name: str, size: tuple[int, int]) -> Tensor:
 def whole_tiles(known: Tensor | npt.NDArray[np.bool_], *, factor: int, image: tuple[int, int]) -> Tensor:
     """A mask (H,W) bool, True where a pixel is kept, of an image's (height, width) -> True where a whole tile is (h,w).
 
-    Raises `SmaltiError` for a mask of another size, for one that is not of True and False, and for one that keeps pixels, but no
-    whole tile: nothing would be left of them.
+    Raises `SmaltiError` for a mask of another size, for one that is not of True and False, and for one that keeps
+    pixels, but no whole tile: nothing would be left of them.
     """
     mask = torch.as_tensor(known) if isinstance(known, np.ndarray) else known
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -56,16 +56,18 @@ def whole_tiles(known: Tensor | npt.NDArray[np.bool_], *, factor: int, image: tu
     tiles = mask.unfold(0, factor, factor).unfold(1, factor, factor).all(-1).all(-1)
     if mask.any() and not tiles.any():
         raise SmaltiError(
-            f"no tile of {factor} x {factor} pixels is kept as a whole, and a part of one cannot be; keep more of the image"
+            f"no tile of {factor} x {factor} pixels is kept as a whole, and a part of one cannot be; keep more of the "
+            "image"
         )
     return tiles
 
 
 def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
-    """An image file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0 and 1 become black and white.
+    """An image file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0
+    and 1 become black and white.
 
-    Raises `DamagedImage` for transparent pixels, which are neither, for masks that are dark everywhere without being black (their
-    white would be lost), and for what is no image.
+    Raises `DamagedImage` for transparent pixels, which are neither, for masks that are dark everywhere without being
+    black (their white would be lost), and for files that are not images.
     """
     pixels = read_image(source, channels=4, name=name, bits=16)  # (H,W,4)
     most = np.iinfo(pixels.dtype).max
@@ -80,7 +82,8 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     elif 0 < brightest <= most // 2:
         raise DamagedImage(
             name,
-            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save it with "
+            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save it "
+            "with "
             "white where it is to be white",
         )
     mask: Array = bright.astype(pixels.dtype)
@@ -88,7 +91,8 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
 
 
 def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A mask file (white is kept) of the image's own (height, width) -> (size) bool, scaled and cropped as the image is.
+    """A mask file (white is kept) of the image's own (height, width) -> (size) bool, scaled
+    and cropped as the image is.
 
     Raises `SmaltiError` as `read_mask`, for a mask of another size than the image, and for one that keeps nothing.
     """
@@ -101,7 +105,8 @@ def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -
     known = to_tensor(covered_middle(mask, size))[0] >= 0
     if not known.any():
         raise SmaltiError(
-            f"the mask {path} is black wherever the image is seen, and white is kept: nothing would be kept; make it white "
+            f"the mask {path} is black wherever the image is seen, and white is kept: nothing would be kept; make it "
+            "white "
             "where the image is to stay"
         )
     return known

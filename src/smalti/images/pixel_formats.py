@@ -1,7 +1,7 @@
 """How files hold pixels: bits, byte orders, opacity, orientation, white as zero; and what the pixels are worth.
 
-Pillow hides most of it, but not all: of 16 and 12 bits it tells neither the range nor whether zero is white, and levels of 2 and 4
-bits it spreads over 8, which makes other labels of them.
+Pillow hides most of it, but not all: of 16 and 12 bits it tells neither the range nor whether zero is white, and levels
+of 2 and 4 bits it spreads over 8, which makes other labels of them.
 
 H W pixels, C channels.
 """
@@ -58,7 +58,8 @@ def storage(image: Image.Image) -> Storage:
 
 
 def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
-    """An opened file -> its numbers as they are stored, upright, (H,W) or (H,W,C): palette indices, levels of 1 to 16 bits.
+    """An opened file -> its numbers as they are stored, upright, (H,W) or (H,W,C): palette indices, levels
+    of 1 to 16 bits.
 
     Of one bit, white is 1, as every program gives it. Opacity beside a single channel is left out.
     """
@@ -145,7 +146,8 @@ _WRONG_ORDER = {
 
 
 def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: Storage = AS_GIVEN) -> Levels:
-    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`: how its file held them."""
+    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`:
+    how its file held them."""
     if image.mode == "F":
         raise ValueError(
             "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "

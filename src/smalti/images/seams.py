@@ -4,7 +4,7 @@ A decoder does not give back the kept pixels exactly. So the given ones replace 
 different along the seam (mostly brightness and color) is taken out of the generated pixels as well: their correction
 is the difference on the kept side, smoothed, and fades with the distance from it.
 
-Shapes: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def with_kept_pixels(completed: Tensor, given: Tensor, known: Tensor, *, reach: 
     """
     if known.shape != completed.shape[2:] or given.shape[1:] != completed.shape[1:]:
         raise SmaltiError(
-            f"a mask of {tuple(known.shape)} and given images of {tuple(given.shape[1:])} do not fit completed images of "
+            f"a mask of {tuple(known.shape)} and given images of {tuple(given.shape[1:])} do not fit completed images "
+            "of "
             f"{tuple(completed.shape[1:])}; all have one size"
         )
     kept = known.to(completed)[None, None]  # (1,1,H,W)

@@ -6,7 +6,7 @@
    transposed (keys,PANEL), so that each number of a register belongs to a query of its own, and keys that come after all of
    them are never read.
 
-   Letters: B sequences, N heads, T codes, d width of a head, S and D the same filled up with zeros to whole panels. */
+   Notation: B sequences, N heads, T codes, d width of a head, S and D the same filled up with zeros to whole panels. */
 
 #include <stdlib.h>
 #include <string.h>

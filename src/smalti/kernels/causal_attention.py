@@ -3,7 +3,7 @@
 PyTorch's own takes 1.1 to 1.5 times as long (docs/log.md). Without gradients PyTorch's is used, so that samples and
 likelihoods are equal on any machine.
 
-Shapes: B batch, N heads, T codes, d head dimension.
+Notation: B batch, N heads, T codes, d head dimension.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _empty_like_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).new_empty(x.transpose(1, 2).shape).transpose(1, 2)
 
 
-# --- the C file ----------------------------------------------------------------------------------------------------------------
+# --- the C file
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @final

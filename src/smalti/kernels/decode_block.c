@@ -3,7 +3,7 @@
    It is bound by memory bandwidth: weights, or keys and values, are read once. An output row depends on its input row only, not on
    the number of rows or threads.
 
-   Letters: R rows, D width, E outputs, H width of the MLP, B sequences, N heads, S codes so far, d head dimension. D and d are
+   Notation: R rows, D width, E outputs, H width of the MLP, B sequences, N heads, S codes so far, d head dimension. D and d are
    divisible by LANES, H by PANEL. */
 
 #include <omp.h>

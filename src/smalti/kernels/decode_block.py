@@ -1,7 +1,7 @@
 """A prior's decoding step in C (`decode_block.c`): linear maps of few rows, attention of one query, norms and
 gates.
 
-Letters: R rows, D width, E outputs, P panel width, B sequences, T codes of one call, N heads, S codes so far, d
+Notation: R rows, D width, E outputs, P panel width, B sequences, T codes of one call, N heads, S codes so far, d
 head dimension.
 """
 
@@ -163,7 +163,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return output
 
 
-# --- the C file ----------------------------------------------------------------------------------------------------------------
+# --- the C file
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @final

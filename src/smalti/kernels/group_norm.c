@@ -3,7 +3,7 @@
    Wu and He 2018, "Group Normalization", equations 1 to 3. Sums over some hundred pixels are float32, all others double; values are
    taken from that of the channel's first pixel, so that nothing is lost where a mean is large beside its deviation.
 
-   Letters: B images, N pixels of each, C channels, divisible by LANES, G groups. */
+   Notation: B images, N pixels of each, C channels, divisible by LANES, G groups. */
 
 #include <stdlib.h>
 

@@ -1,7 +1,7 @@
 """C files of ours -> libraries, made once for each machine by the compiler found there, and kept in the cache folder.
 
-What is computed in C is what PyTorch computes, sooner or more exactly; where there is no compiler, PyTorch does. `SMALTI_DIRECT`
-in the environment leaves all to PyTorch.
+What is computed in C is what PyTorch computes, sooner or more exactly; where there is no compiler, PyTorch does.
+`SMALTI_DIRECT` in the environment leaves all to PyTorch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prepacked linear maps for few rows: decoding reads all of a prior's weights for each code.
 
-Letters: R rows, D inputs or width, E outputs, B sequences, T codes of one call, N heads, d head dimension.
+Notation: R rows, D inputs or width, E outputs, B sequences, T codes of one call, N heads, d head dimension.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
    product of matrices. Images are stored channels-last. A few squares go the whole way at once, so that what is between the maps stays
    in the cache of a core.
 
-   Letters: B images, H W pixels, C channels in, K channels out, both divisible by LANES, T squares taken at once, P channels of a
+   Notation: B images, H W pixels, C channels in, K channels out, both divisible by LANES, T squares taken at once, P channels of a
    panel. */
 
 #include <stdlib.h>

@@ -1,10 +1,10 @@
 """3x3 convolutions on a CPU by a quarter of the products: Winograd's F(4x4, 3x3), forward and backward.
 
-Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.3. PyTorch's GPU libraries do the like by
-themselves, its CPU library does not. The loops are C (`winograd.c`). Results are within about 1e-5 of the largest one, ten times as
-far as the direct way's.
+Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.3. PyTorch's GPU libraries do the
+like by themselves, its CPU library does not. The loops are C (`winograd.c`). Results are within about 1e-5 of the
+largest one, ten times as far as the direct way's.
 
-Letters: B batch, C channels in, K channels out, H W pixels, P channels of a panel.
+Notation: B batch, C channels in, K channels out, H W pixels, P channels of a panel.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     return output
 
 
-# --- the C file ----------------------------------------------------------------------------------------------------------------
+# --- the C file
+# ----------------------------------------------------------------------------------------------------------------
 
 _Strides = ctypes.c_long * 4
 

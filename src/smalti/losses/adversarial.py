@@ -1,6 +1,6 @@
 """Adversarial losses as pure functions: logits -> losses, gradients -> the weight between them, and the ramp.
 
-Letters: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on images of
+Notation: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on images of
 the data and on images of the generator. Every loss is a mean over all logits, so images of any size weigh alike.
 """
 
@@ -93,10 +93,10 @@ def lecam(real: Tensor, fake: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Ten
 def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
     """Logits (B,..), and the images (B,C,H,W) they were computed from -> (): R1, with a graph to learn along.
 
-    Mescheder, Geiger and Nowozin 2018, "Which Training Methods for GANs do actually Converge?", equation 9: the mean over
-    images of |grad D|^2, of which the discriminator's loss gets gamma / 2. There D gives an image one logit. Here the
-    gradient is that of the sum of an image's logits, and its square is divided by their number: were the patches apart, the
-    mean over patches of their own penalties. So images of any size weigh alike.
+    Mescheder, Geiger and Nowozin 2018, "Which Training Methods for GANs do actually Converge?", equation 9: the mean
+    over images of |grad D|^2, of which the discriminator's loss gets gamma / 2. There D gives an image one logit. Here
+    the gradient is that of the sum of an image's logits, and its square is divided by their number: were the patches
+    apart, the mean over patches of their own penalties. So images of any size weigh alike.
 
     `images` must ask for gradients, and each image's logits must depend on that image alone (no BatchNorm).
     """
@@ -108,8 +108,8 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
 class LeCam(NamedTuple):
     """The running means () of the discriminator's logits that `lecam` needs, as an immutable value.
 
-    `updates` counts, as a tensor (), what the means have seen, so that nothing waits for a GPU. Several processes have the
-    same means: those of the logits of all.
+    `updates` counts, as a tensor (), what the means have seen, so that nothing waits for a GPU. Several processes have
+    the same means: those of the logits of all.
     """
 
     real: Tensor
@@ -123,7 +123,8 @@ class LeCam(NamedTuple):
         return cls(real=zero, fake=zero, updates=zero)
 
     def update(self, real: Tensor, fake: Tensor, *, decay: float = 0.999) -> LeCam:
-        """This step's logits, of any shape -> new means; the old ones stay as they were. Float32 at least, without gradient.
+        """This step's logits, of any shape -> new means; the old ones stay as they were. Float32 at least,
+        without gradient.
 
         The first 1 / (1 - decay) updates make a plain mean of all seen, since an exponential mean that begins at 0
         would pull the logits there.

@@ -1,6 +1,6 @@
 """What all discriminators have in common.
 
-Letters: B batch, C channels, H W pixels, N logits of an image.
+Notation: B batch, C channels, H W pixels, N logits of an image.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Discriminator(nn.Module, abc.ABC):
 def spectrally_normalized(module: nn.Module) -> None:
     """Divide the weight of every convolution in `module` by its largest singular value, from now on, in place.
 
-    Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", section 2.1: no convolution can then
-    steepen the logits without bound. The singular value is followed by one power iteration at each forward in training mode,
-    and stands still in evaluation. The learned weight moves to the key `parametrizations.weight.original`.
+    Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", section 2.1: no convolution can
+    then steepen the logits without bound. The singular value is followed by one power iteration at each forward in
+    training mode, and stands still in evaluation. The learned weight moves to the key
+    `parametrizations.weight.original`.
     """
     for layer in [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]:
         spectral_norm(layer)

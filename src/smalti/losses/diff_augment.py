@@ -1,10 +1,10 @@
 """DiffAugment: random changes of the images that a discriminator sees, the same for real and generated ones.
 
-Zhao, Liu, Lin, Zhu and Han 2020, "Differentiable Augmentation for Data-Efficient GAN Training" (arXiv 2006.10738). The changes
-are differentiable, so the generator learns through them, and one draw serves an image and its reconstruction, so that the two
-differ in nothing else.
+Zhao, Liu, Lin, Zhu and Han 2020, "Differentiable Augmentation for Data-Efficient GAN Training" (arXiv 2006.10738). The
+changes are differentiable, so the generator learns through them, and one draw serves an image and its reconstruction,
+so that the two differ in nothing else.
 
-Letters: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def draw_augmentation(policies: Sequence[Policy], batch: int, *, generator: torc
 
 
 def change_color(images: Tensor, draw: Tensor) -> Tensor:
-    """(B,C,H,W), (B,3) in [0,1) -> brightness moved by up to 0.5 either way, saturation times 0 to 2, contrast times 0.5 to 1.5."""
+    """(B,C,H,W), (B,3) in [0,1) -> brightness moved by up to 0.5 either way, saturation times 0 to 2, contrast times
+    0.5 to 1.5."""
     brightness, saturation, contrast = draw.to(images).view(-1, 3, 1, 1, 1).unbind(1)  # (B,1,1,1) each
     images = images + (brightness - 0.5)
     gray = images.mean(1, keepdim=True)

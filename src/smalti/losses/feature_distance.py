@@ -1,10 +1,10 @@
 """A perceptual distance on EfficientNet-Lite0's features, whose weights come with the installation.
 
-At every position of four feature maps the vector is divided by the root of its mean square; absolute differences are averaged
-over channels, positions and maps. Unlike LPIPS it has no learned weights, and unlike a squared distance its gradient does not
-fade where two images are already close, which is where texture is decided.
+At every position of four feature maps the vector is divided by the root of its mean square; absolute differences are
+averaged over channels, positions and maps. Unlike LPIPS it has no learned weights, and unlike a squared distance its
+gradient does not fade where two images are already close, which is where texture is decided.
 
-Letters: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
+Notation: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def unit_rms(features: Tensor) -> Tensor:
 class FeatureDistance(nn.Module):
     """Images (B,C,H,W) and reconstructions alike, in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
 
-    An image of one channel is seen as gray. Only the second argument gets a gradient; all parameters are frozen; the network
-    runs under the caller's autocast, the rest in float32 or better.
+    An image of one channel is seen as gray. Only the second argument gets a gradient; all parameters are frozen; the
+    network runs under the caller's autocast, the rest in float32 or better.
 
     Raises `SmaltiError` for images of another channel count, smaller than 16 pixels, or of unequal shapes.
     """
@@ -55,7 +55,8 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B,C,H,W) in [-1,1] -> maps (B,D,h,w) at strides 2, 4, 8 and 16 of root mean square 1 at every position."""
+        """Images (B,C,H,W) in [-1,1] -> maps (B,D,h,w) at strides 2, 4, 8 and 16
+        of root mean square 1 at every position."""
         channels, height, width = images.shape[1:]
         if channels not in (1, 3):
             raise SmaltiError(
@@ -63,7 +64,8 @@ class FeatureDistance(nn.Module):
             )
         if min(height, width) < SMALLEST:
             raise SmaltiError(
-                f"images of {height}x{width} are too small for the perceptual distance, which needs {SMALLEST} pixels each "
+                f"images of {height}x{width} are too small for the perceptual distance, which needs {SMALLEST} pixels "
+                "each "
                 f"way; use larger images or set its weight to 0"
             )
         color = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -71,5 +73,5 @@ class FeatureDistance(nn.Module):
 
 
 def efficientnet_distance() -> FeatureDistance:
-    """The distance with ImageNet weights, on the CPU. Raises `SmaltiError` where the package of weights is missing."""
+    """The distance with ImageNet weights, on the CPU. Raises `SmaltiError` if the package of weights is missing."""
     return FeatureDistance(efficientnet_lite0())

@@ -3,7 +3,7 @@
 Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211): the mean squared
 difference of the logits of a ResNet-50. It asks for what an image shows and leaves textures to the other terms.
 
-Letters: B batch, C channels of the image (1 or 3), H W pixels, K classes.
+Notation: B batch, C channels of the image (1 or 3), H W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class SqueezeNet(nn.Module):
 
 
 class Classifier(NamedTuple):
-    """How to build a classifier of scaled color images, and the name of its weights in `smalti.core.published_weights`."""
+    """How to build a classifier of scaled color images, and the name of its weights in
+    `smalti.core.published_weights`."""
 
     build: Callable[[], nn.Module]
     weights: str
@@ -61,12 +62,12 @@ CLASSIFIERS: dict[str, Classifier] = {
 class LogitDistance(nn.Module):
     """Images (B,C,H,W) and others alike, in [-1, 1], C 1 or 3, of any size -> their distances (B,), 0 for equal ones.
 
-    Both are resized to 224 x 224 (bilinear, antialiased, half-pixel centers; the shape is not kept) and scaled by ImageNet's
-    mean and deviation of each color. The distance is the mean over the K logits of their squared differences. An image of
-    one channel is seen as gray.
+    Both are resized to 224 x 224 (bilinear, antialiased, half-pixel centers; the shape is not kept) and scaled by
+    ImageNet's mean and deviation of each color. The distance is the mean over the K logits of their squared
+    differences. An image of one channel is seen as gray.
 
-    As in `smalti.losses.perceptual`: only the second argument (the reconstruction) gets a gradient, all parameters are frozen,
-    the network runs under the caller's autocast, the rest in float32 or better.
+    As in `smalti.losses.perceptual`: only the second argument (the reconstruction) gets a gradient, all parameters are
+    frozen, the network runs under the caller's autocast, the rest in float32 or better.
 
     Raises `SmaltiError` for images of another channel count or of unequal shapes.
     """
@@ -93,7 +94,8 @@ class LogitDistance(nn.Module):
         """Images (B,C,H,W) in [-1, 1] -> logits (B,K), float32 at least."""
         if images.shape[1] not in (1, 3):
             raise SmaltiError(
-                f"the distance of logits knows images of 1 or 3 channels, these have {images.shape[1]}; set logits to none"
+                f"the distance of logits knows images of 1 or 3 channels, these have {images.shape[1]}; set logits to "
+                "none"
             )
         resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)  # (B,C,224,224)
         scaled = torch.addcmul(self.shift, resized, self.scale)  # (B,3,224,224), a single channel is broadcast

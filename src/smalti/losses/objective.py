@@ -1,13 +1,14 @@
 """What the tokenizer is trained for: pixel, perceptual and logit terms, and the discriminator's, balanced at the image.
 
-The original back-propagates three times through the decoder's neighborhood: for the reconstruction, for the adversarial term,
-and for their weighted sum. All three gradients pass through the image, so here both are taken *there* once, weighed with
-equation 7, and their sum goes through the decoder in a single backward pass.
+The original back-propagates three times through the decoder's neighborhood: for the reconstruction, for the adversarial
+term, and for their weighted sum. All three gradients pass through the image, so here both are taken *there* once,
+weighed with equation 7, and their sum goes through the decoder in a single backward pass.
 
-Several processes have a share of the batch each. All losses are means over a share, whose gradients data-parallel training
-averages; the one quantity that is no mean, equation 7, is taken of gradients averaged here. So the step is that of one process.
+Several processes have a share of the batch each. All losses are means over a share, whose gradients data-parallel
+training averages; the one quantity that is no mean, equation 7, is taken of gradients averaged here.
+So the step is that of one process.
 
-Letters: B batch, C channels, H W pixels.
+Notation: B batch, C channels, H W pixels.
 Source: arXiv 2012.09841, equations 5 to 7.
 """
 
@@ -51,31 +52,32 @@ class AdversarialSettings:
     ramp: Amount = 0.2
     """Over how much of the training the term then rises to its full weight, likewise; 0 switches it on at once."""
     discriminator_from_start: bool = True
-    """The discriminator learns from the first step. False: its loss is multiplied by 0 before `start`, as the original's, whose
-    optimizer steps all the same."""
+    """The discriminator learns from the first step. False: its loss is multiplied by 0 before `start`, as the
+    original's, whose optimizer steps all the same."""
     updates: Literal["simultaneous", "alternating"] = "simultaneous"
-    """"simultaneous": both networks learn from one pass of each. "alternating": the original's two steps for each batch, the
-    discriminator's on reconstructions by the generator just updated."""
+    """"simultaneous": both networks learn from one pass of each. "alternating": the original's two steps for each
+    batch, the discriminator's on reconstructions by the generator just updated."""
     lecam: Weight = 0.01
     """Weight of the LeCam regularizer of the discriminator."""
     r1: Weight = 0.0
-    """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real images. 0 computes none; it needs a
-    discriminator that scores each image by itself, so not one with norm "batch"."""
+    """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real images. 0 computes none; it
+    needs a discriminator that scores each image by itself, so not one with norm "batch"."""
     r1_every: Positive = 1
     """The penalty is taken in every n-th step only, n times as strong: 16 in StyleGAN2, which makes it cheap."""
     augment: tuple[Policy, ...] = ()
     """DiffAugment: random changes of real and generated images before the discriminator, the same for both: "color",
     "translation", "cutout". They keep a discriminator from learning a small data set by heart."""
     margin: Weight = 0.0
-    """The generator's adversarial term counts only while the running means of the logits of real and of generated images are more
-    than this apart. 0: always."""
+    """The generator's adversarial term counts only while the running means of the logits of real and of generated
+    images are more than this apart. 0: always."""
     discriminator: DiscriminatorSettings = PatchSettings()
 
     @model_validator(mode="after")
     def _each_by_itself(self) -> AdversarialSettings:
         if self.r1 and self.discriminator.mixes_batch:
             raise ValueError(
-                f"r1 = {self.r1:g} penalizes how an image's logits change with that image, but with discriminator.norm = "
+                f"r1 = {self.r1:g} penalizes how an image's logits change with that image, but with discriminator.norm "
+                "= "
                 f"'batch' they change with all others too; set discriminator.norm to group, or r1 to 0"
             )
         return self
@@ -89,18 +91,21 @@ class ObjectiveSettings:
     """"l1" and "l2" are for images in [-1, 1]; "bce" and "cross_entropy" for one-hot label maps in [0, 1], whose
     reconstructions are logits, and which have neither a perceptual term nor a discriminator."""
     perceptual: Literal["none", "efficientnet", "squeezenet", "vgg16", "alexnet"] = "squeezenet"
-    """The network of the perceptual term. "efficientnet": a distance of its features, whose weights come with the installation.
-    The others: LPIPS, whose published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
+    """The network of the perceptual term. "efficientnet": a distance of its features, whose weights come with the
+    installation. The others: LPIPS, whose published weights are looked for in $SMALTI_WEIGHTS, the cache,
+    and then downloaded."""
     perceptual_weight: Weight = 1.0
     """With 0 the network is not even loaded."""
     perceptual_dropout: ProperFraction = 0.0
-    """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
+    """Dropout in the perceptual term while training. The original's accident is 0.5;
+    0 makes a steadier loss of the same mean."""
     perceptual_shift: Natural = 0
-    """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual network,
-    both alike, drawn again each step. A network that subsamples prefers patterns with the period of its strides; where its grid
-    never moves against the decoder's, the decoder learns to paint them."""
+    """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual
+    network, both alike, drawn again each step. A network that subsamples prefers patterns with the period of its
+    strides; where its grid never moves against the decoder's, the decoder learns to paint them."""
     logits: Literal["none", "squeezenet", "resnet50", "resnet50-v2"] = "none"
-    """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place; weights are found likewise."""
+    """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place;
+    weights are found likewise."""
     logits_weight: Weight = 0.1
     """With 0 the classifier is not even loaded."""
     hatch_weight: Weight = 0.0
@@ -124,7 +129,8 @@ class ObjectiveSettings:
     def _dropout_is_of_lpips(self) -> ObjectiveSettings:
         if self.perceptual == "efficientnet" and self.perceptual_dropout:
             raise ValueError(
-                f"perceptual_dropout = {self.perceptual_dropout:g} is a dropout of LPIPS's weights, and the distance of "
+                f"perceptual_dropout = {self.perceptual_dropout:g} is a dropout of LPIPS's weights, and the distance "
+                "of "
                 f"efficientnet has none; set it to 0"
             )
         return self
@@ -140,7 +146,8 @@ class ObjectiveSettings:
         if self.pixel in LABEL_LOSSES and any(value not in ("none", 0.0) for value in networks.values()):
             raise ValueError(
                 f"pixel = {self.pixel!r} compares label maps with logits, which no network made for images can look at "
-                f"(here {', '.join(f'{name} = {value!r}' for name, value in networks.items())}); set perceptual and logits "
+                f"(here {', '.join(f'{name} = {value!r}' for name, value in networks.items())}); set perceptual and "
+                "logits "
                 f"to none and hatch_weight and adversarial.weight to 0, or pixel to l1 or l2 for images"
             )
         return self
@@ -150,8 +157,8 @@ class Reconstruction(NamedTuple):
     """How far reconstructions are from their images."""
 
     total: Tensor
-    """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`) + weight * distance of logits
-    + weight * hatch."""
+    """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`) + weight * distance
+    of logits + weight * hatch."""
     pixel: Tensor
     """()."""
     perceptual: Tensor
@@ -164,7 +171,8 @@ class Reconstruction(NamedTuple):
 
 @final
 class NoDistance(nn.Module):
-    """Two batches of images (B,C,H,W) -> zeros (B,): the VQ-VAE's objective, and what needs no weights from elsewhere."""
+    """Two batches of images (B,C,H,W) -> zeros (B,): the VQ-VAE's objective,
+    and what needs no weights from elsewhere."""
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         return others.new_zeros(len(others))
@@ -190,9 +198,9 @@ LOGITS: dict[str, Callable[[], LogitDistance | NoDistance]] = {
 class ReconstructionLoss(nn.Module):
     """images (B,C,H,W), reconstructions (B,C,H,W) -> `Reconstruction`. The networks of its terms are frozen.
 
-    Both are in [-1, 1] for "l1" and "l2"; for the losses of label maps images are one-hot maps in [0, 1], and reconstructions
-    logits. With a perceptual dropout the result is noisy while the module is in training mode: put it into evaluation mode
-    (`eval()`) to validate.
+    Both are in [-1, 1] for "l1" and "l2"; for the losses of label maps images are one-hot maps in [0, 1], and
+    reconstructions logits. With a perceptual dropout the result is noisy while the module is in training mode: put it
+    into evaluation mode (`eval()`) to validate.
     """
 
     def __init__(self, settings: ObjectiveSettings) -> None:
@@ -206,7 +214,8 @@ class ReconstructionLoss(nn.Module):
         self.hatch_weight, self.hatch_period = settings.hatch_weight, settings.hatch_period
 
     def forward(self, images: Tensor, reconstructions: Tensor, shift: tuple[int, int] = (0, 0)) -> Reconstruction:
-        """`shift`: pixels (down, right) by which the perceptual network's grid is moved over both, see `perceptual_shift`."""
+        """`shift`: pixels (down, right) by which the perceptual network's grid is moved over both,
+        see `perceptual_shift`."""
         pixel = self.pixel(images, reconstructions).mean()
         down, right = shift
         perceptual = self.perceptual(images[..., down:, right:], reconstructions[..., down:, right:]).mean()
@@ -256,8 +265,8 @@ def balanced_gradient(
 
     - reconstructions (B,C,H,W): with the generator's graph.
     - images (B,C,H,W): the same values as a leaf; `distance` () and `fake` (logits) were computed from it.
-    - last_layer: the decoder's last weight. Its two gradient norms give the adaptive weight; to reach it from the image's
-      gradient costs one convolution's weight gradient each, not a pass through a loss network.
+    - last_layer: the decoder's last weight. Its two gradient norms give the adaptive weight; to reach it from the
+      image's gradient costs one convolution's weight gradient each, not a pass through a loss network.
     - strength in [0,1]: how far the ramp has come. At 0 the adversarial gradient is not computed.
     """
     if strength == 0.0:
@@ -282,7 +291,8 @@ def loss_gradients(
     last_layer: Tensor,
     settings: AdversarialSettings,
 ) -> LossGradients:
-    """The gradients at the image of both terms, and the weight between them (Eq. 7). Arguments as of `balanced_gradient`."""
+    """The gradients at the image of both terms, and the weight between them (Eq. 7). Arguments as
+    of `balanced_gradient`."""
     (reconstruction_gradient,) = torch.autograd.grad(distance, images)
     generator = ADVERSARIAL[settings.loss].generator(fake)
     (adversarial_gradient,) = torch.autograd.grad(generator, images, retain_graph=True)
@@ -303,7 +313,7 @@ def _adaptive(
         torch.autograd.grad(reconstructions, last_layer, gradient, retain_graph=True)[0]
         for gradient in (reconstruction_gradient, adversarial_gradient)
     ]
-    # Norms are no means: they are taken of the whole batch's gradients, not of those of this process's share.
+    # Norms are not means: they are taken of the whole batch's gradients, not of those of this process's share.
     data, real = all_reduce_mean(torch.stack(at_last_layer))
     return adaptive_weight(data, real, limit=settings.max_weight)
 

@@ -1,6 +1,6 @@
 """Patch discriminators: an image -> a grid of logits, one for each overlapping patch, high where the patch looks real.
 
-Letters: B batch, C channels, H W pixels, s patch size (the factor of space-to-depth), h w grid of patch logits.
+Notation: B batch, C channels, H W pixels, s patch size (the factor of space-to-depth), h w grid of patch logits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from smalti.losses.base import Discriminator, spectrally_normalized
 
 @final
 class ActNorm(nn.Module):
-    """(B,C,h,w) -> scale * (x + loc), with a `loc` and a `scale` for each channel, which no batch moves after the first.
+    """(B,C,h,w) -> scale * (x + loc), with a `loc` and a `scale` for each channel,
+    which no batch moves after the first.
 
-    Kingma and Dhariwal 2018, "Glow", section 3.1. The first forward in training mode sets both so that its own result has
-    mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on its
-    image alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the weights.
+    Kingma and Dhariwal 2018, "Glow", section 3.1. The first forward in training mode sets both so that its own result
+    has mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on
+    its image alone. In evaluation before that, they are used as they are. `initialized`, uint8 (),
+    is kept with the weights.
 
     Several processes start from the batches of all, as one process would, so that their copies stay alike.
     """
@@ -56,7 +58,8 @@ class ActNorm(nn.Module):
 
 
 class Norm(NamedTuple):
-    """How to make a normalization layer for this many channels, and whether the convolution before it keeps its bias."""
+    """How to make a normalization layer for this many channels,
+    and whether the convolution before it keeps its bias."""
 
     build: Callable[[int], nn.Module]
     bias: bool
@@ -80,8 +83,8 @@ NORMS: dict[str, Norm] = {
 class PatchSettings:
     """The settings of `PatchDiscriminator`.
 
-    - `channels`: of the images. A conditional discriminator has the condition's channels too: it is given both, joined along
-      the channels.
+    - `channels`: of the images. A conditional discriminator has the condition's channels too: it is given both, joined
+      along the channels.
     - `width`: channels after the first convolution; doubled by each later one, at most eightfold.
     - `layers`: how many convolutions halve the resolution. 3 looks at patches of 70 x 70 pixels, 2 at 34 x 34 (the
       paper's ImageNet model with 16384 codes has 2).
@@ -110,7 +113,8 @@ class PatchSettings:
 
 @final
 class PatchDiscriminator(Discriminator):
-    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (patch_size * 2**layers)) - 2, and w alike.
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w),
+    where h = floor(H / (patch_size * 2**layers)) - 2, and w alike.
 
     PatchGAN (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2), as
     used by VQGAN (Esser et al. 2021). Convolution weights begin as N(0, 0.02), the scales of the norms as N(1, 0.02).
@@ -158,8 +162,8 @@ class PatchDiscriminator(Discriminator):
 class BlurPool(nn.Module):
     """(B,C,H,W) -> (B,C,H/2,W/2), rounded down: blurred by (1,3,3,1) each way, then every second pixel.
 
-    Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": what a plain stride throws away folds back as false
-    patterns, and a discriminator that sees them teaches them. As in StyleGAN2, images are continued with zeros.
+    Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": what a plain stride throws away folds back as
+    false patterns, and a discriminator that sees them teaches them. As in StyleGAN2, images are continued with zeros.
     """
 
     kernel: Tensor
@@ -202,11 +206,12 @@ class BlurSettings:
 
 @final
 class BlurDiscriminator(Discriminator):
-    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (patch_size * 2**layers)), and w alike.
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (patch_size * 2**layers)),
+    and w alike.
 
     After MaskBit's (Weber et al. 2024, arXiv 2409.16211): 3x3 convolutions, GroupNorm, blurred subsampling. The
-    convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and the
-    logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
+    convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and
+    the logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
 
     Raises `SmaltiError` for images of other channels, too small for 2 x 2 logits, or not divisible by the patch size.
     """
@@ -259,7 +264,8 @@ def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: 
         )
     if min(height, width) < smallest:
         raise SmaltiError(
-            f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and patch_size "
+            f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and "
+            "patch_size "
             f"{settings.patch_size}, which needs {smallest} pixels each way; use fewer layers, a smaller patch_size or "
             "larger images"
         )

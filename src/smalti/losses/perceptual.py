@@ -3,7 +3,7 @@
 Zhang, Isola, Efros, Shechtman and Wang 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric";
 here version 0.1 of its published weights. The networks are our own small definitions in torchvision's key names.
 
-Letters: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
+Notation: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def squeezenet() -> Backbone:
 
 
 def squeezenet_classifier() -> nn.Sequential:
-    """SqueezeNet's last feature map (B,512,h,w) -> a map of its logits (B,1000,h,w), in torchvision's numbers (dropout is 0)."""
+    """SqueezeNet's last feature map (B,512,h,w) -> a map of its logits (B,1000,h,w),
+    in torchvision's numbers (dropout is 0)."""
     return nn.Sequential(nn.Identity(), nn.Conv2d(512, 1000, 1), nn.ReLU())
 
 
@@ -127,7 +128,8 @@ def alexnet() -> Backbone:
 
 
 class Source(NamedTuple):
-    """How to build a backbone, and the names of its weights and of LPIPS's weights for it in `smalti.core.published_weights`."""
+    """How to build a backbone, and the names of its weights and of LPIPS's weights for it in
+    `smalti.core.published_weights`."""
 
     build: Callable[[], Backbone]
     weights: str
@@ -157,11 +159,12 @@ class Perceptual(nn.Module):
     back-propagated through as well, in 1.6 times the time (64 pixels, batch 16, one CPU core). Convolutions are in the
     channels_last layout, which there takes 0.7 of the time of the contiguous one.
 
-    `forward` is what a training learns along, in few passes; `distance` compares features that were kept, to the same values.
+    `forward` is what a training learns along, in few passes; `distance` compares features that were kept,
+    to the same values.
 
-    `dropout`, in [0, 1), strikes out that fraction of the squared differences before the linear weights, and scales up the
-    rest, while the module is in training mode. The original trains VQGAN with 0.5, by accident of `train()`: its training
-    loss is noisy with the same mean. With 0, the default, `train` and `eval` are alike.
+    `dropout`, in [0, 1), strikes out that fraction of the squared differences before the linear weights, and scales up
+    the rest, while the module is in training mode. The original trains VQGAN with 0.5, by accident of `train()`: its
+    training loss is noisy with the same mean. With 0, the default, `train` and `eval` are alike.
 
     `linear` begins as ones, the paper's unweighted distance; `perceptual` loads the learned weights.
 
@@ -229,16 +232,18 @@ class Perceptual(nn.Module):
 
 
 def _distance_of_maps(target: Tensor, features: Tensor, weight: Tensor) -> Tensor:
-    """Target (B,D,h,w) of length 1 at every position, features (B,D,h,w) of any length, weight (1,D,1,1) or larger -> (B,)."""
+    """Target (B,D,h,w) of length 1 at every position, features (B,D,h,w) of any length, weight (1,D,1,1)
+    or larger -> (B,)."""
     result: Tensor = _DistanceOfMaps.apply(target, features, weight)  # type: ignore[no-untyped-call]
     return result
 
 
 @final
 class _DistanceOfMaps(torch.autograd.Function):
-    """`Perceptual.distance` in one map, the normalization of its second argument included, in a third of the passes over memory:
-    large early maps took a fifth of the time of the whole distance. Differentiable once, and only with respect to `features`: a
-    second derivative would be wrong without a word."""
+    """`Perceptual.distance` in one map, the normalization of its second argument included, in a third
+    of the passes over memory:
+    large early maps took a fifth of the time of the whole distance. Differentiable once, and only with respect to
+    `features`: a second derivative would be wrong without a word."""
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, features: Tensor, weight: Tensor) -> Tensor:
@@ -252,7 +257,8 @@ class _DistanceOfMaps(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
-        """With u = features / (length + epsilon) and G = dL/du: G / (length + epsilon) less its part along the features."""
+        """With u = features / (length + epsilon) and G = dL/du:
+        G / (length + epsilon) less its part along the features."""
         features, weighed, length = ctx.saved_tensors
         share = gradient.reshape(-1, 1, 1, 1) * (2.0 / (features.shape[2] * features.shape[3]))
         outward = share / (length + EPSILON)  # (B,1,h,w)

@@ -4,7 +4,7 @@ A decoder that paints patches of pixels, and a discriminator whose network subsa
 the patch: a hatch over textures, which pixel and perceptual terms hardly notice. In an error of natural images nothing
 repeats with that period, so its mean over all patches of a block is almost zero; that of a hatch stays.
 
-Shapes: B batch, C channels, H W pixels, p period, b side of a block.
+Notation: B batch, C channels, H W pixels, p period, b side of a block.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ def periodic_error(images: Tensor, reconstructions: Tensor, *, period: int) -> T
     """Images (B,C,H,W) twice -> (B,): the mean square of the part of their difference that repeats in a block.
 
     For each block of b x b pixels, b = `PATCHES` x period, the difference is averaged over the block's patches; of the
-    resulting p x p pattern the mean is taken away, since an error of brightness is no hatch. What lies beyond the last
-    whole block is left out. Raises `SmaltiError` for images smaller than a block.
+    resulting p x p pattern the mean is taken away, since an error of brightness is not a hatch. What lies beyond the
+    last whole block is left out. Raises `SmaltiError` for images smaller than a block.
     """
     side, (height, width) = PATCHES * period, images.shape[2:]
     if min(height, width) < side:
         raise SmaltiError(
-            f"images of {height}x{width} are too small for a hatch term of period {period}, which needs {side} pixels each "
+            f"images of {height}x{width} are too small for a hatch term of period {period}, which needs {side} pixels "
+            "each "
             f"way; use larger images, or set hatch_weight to 0"
         )
     difference = (reconstructions - images)[:, :, : height // side * side, : width // side * side]

@@ -1,8 +1,9 @@
 """Pixel losses: images and their reconstructions -> how far apart they are, one number for each image.
 
-One number for each image, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's `nll_loss`.
+One number for each image, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's
+`nll_loss`.
 
-Letters: B batch, C channels (of a label map: one for each label), H W pixels.
+Notation: B batch, C channels (of a label map: one for each label), H W pixels.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ def l2(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def bce(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """One-hot label maps (B,C,H,W) in [0, 1] and logits (B,C,H,W) -> (B,): binary cross entropy in nats, mean over C,H,W.
+    """One-hot label maps (B,C,H,W) in [0, 1] and logits (B,C,H,W) -> (B,): binary cross entropy in nats,
+    mean over C,H,W.
 
     Each channel predicts by itself whether the pixel has its label, so labels may also overlap. The original's loss for
-    segmentations. The logits are unbounded; targets outside [0, 1], such as images in [-1, 1], make it fall without end.
+    segmentations. The logits are unbounded; targets outside [0, 1], such as images in [-1, 1],
+    make it fall without end.
     """
     return F.binary_cross_entropy_with_logits(reconstructions, images, reduction="none").mean((1, 2, 3))
 
@@ -37,14 +40,15 @@ def bce(images: Tensor, reconstructions: Tensor) -> Tensor:
 def cross_entropy(images: Tensor, reconstructions: Tensor) -> Tensor:
     """One-hot label maps (B,C,H,W) in [0, 1] and logits (B,C,H,W) -> (B,): cross entropy in nats, mean over H,W.
 
-    The channels of a pixel compete: it has one label out of C. Soft maps, whose channels sum to 1, are allowed; a pixel whose
-    channels are all 0 has no label and costs nothing.
+    The channels of a pixel compete: it has one label out of C. Soft maps, whose channels sum to 1, are allowed; a pixel
+    whose channels are all 0 has no label and costs nothing.
 
     Raises `SmaltiError` for a single channel, where there is nothing to choose from.
     """
     if images.shape[1] == 1:
         raise SmaltiError(
-            "cross entropy chooses between labels, and these label maps have 1 channel; use the pixel loss bce for a single one"
+            "cross entropy chooses between labels, and these label maps have 1 channel; use the pixel loss bce for a "
+            "single one"
         )
     return F.cross_entropy(reconstructions, images, reduction="none").mean((1, 2))
 

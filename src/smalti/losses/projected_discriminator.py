@@ -1,11 +1,11 @@
 """The projected discriminator: images -> logits of small heads on frozen features of a network trained on ImageNet.
 
-Sauer, Chitta, Muller and Geiger 2021, "Projected GANs Converge Faster" (arXiv 2111.01007). Features at four strides are mixed
-across channels and across scales by random convolutions that never learn (section 3.2), so that no head can rely on a few of
-them; a small spectrally normalized head looks at each scale. Such a discriminator knows textures from its first step, and has
-too little freedom to overpower a generator.
+Sauer, Chitta, Muller and Geiger 2021, "Projected GANs Converge Faster" (arXiv 2111.01007). Features at four strides are
+mixed across channels and across scales by random convolutions that never learn (section 3.2), so that no head can rely
+on a few of them; a small spectrally normalized head looks at each scale. Such a discriminator knows textures from its
+first step, and has too little freedom to overpower a generator.
 
-Letters: B batch, C channels (1 or 3), H W pixels, D h w width and grid of one feature map, M mixed channels, N logits.
+Notation: B batch, C channels (1 or 3), H W pixels, D h w width and grid of one feature map, M mixed channels, N logits.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ProjectedSettings:
     - `width`: channels M after the mixing, at every scale.
     - `head_width`: channels inside a head.
     - `scales`: how many of the strides 2, 4, 8 and 16 have a head, from the finest on.
-    - `mixing`: "channels_and_scales" is the paper's; "channels" mixes each scale by itself; "none" gives each head the features
-      of its scale as they are.
+    - `mixing`: "channels_and_scales" is the paper's; "channels" mixes each scale by itself; "none" gives each head the
+      features of its scale as they are.
     - `seed`: of the random mixing.
     """
 
@@ -57,8 +57,9 @@ class ProjectedSettings:
 class RandomMixing(nn.Module):
     """Feature maps (B,D,h,w), finest first -> maps (B,M,h,w): random convolutions that never learn (section 3.2).
 
-    Across channels a 1x1 convolution; across scales, from the deepest map to the finest, the sum of a map and of the deeper one
-    doubled, through a 3x3 convolution. Weights are drawn as by Kaiming He, so that the size of features stays.
+    Across channels a 1x1 convolution; across scales, from the deepest map to the finest, the sum of a map and of the
+    deeper one doubled, through a 3x3 convolution. Weights are drawn as by Kaiming He, so that the size
+    of features stays.
     """
 
     def __init__(self, widths: tuple[int, ...], width: int, *, scales: bool, generator: torch.Generator) -> None:
@@ -87,7 +88,8 @@ class RandomMixing(nn.Module):
 
 @final
 class HeadConvolution(nn.Conv2d):
-    """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around, by Winograd's products where they pay."""
+    """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around,
+    by Winograd's products where they pay."""
 
     def forward(self, x: Tensor) -> Tensor:
         if winograd.is_supported(x, self.weight):
@@ -112,9 +114,9 @@ def _head(channels: int, width: int) -> nn.Sequential:
 class ProjectedDiscriminator(Discriminator):
     """Images (B,C,H,W) in [-1, 1] -> logits (B,N), those of all positions of all scales.
 
-    A logit is weighed so that the mean over N is the mean over scales of each scale's mean: otherwise the finest scale, which has
-    four times as many positions as the next, would outvote all others. A weight cannot be put on a logit, so coarse maps are
-    repeated to the grid of the finest.
+    A logit is weighed so that the mean over N is the mean over scales of each scale's mean: otherwise the finest scale,
+    which has four times as many positions as the next, would outvote all others. A weight cannot be put on a logit, so
+    coarse maps are repeated to the grid of the finest.
 
     Raises `SmaltiError` for images of another channel count or smaller than 16 pixels.
     """
@@ -148,11 +150,13 @@ class ProjectedDiscriminator(Discriminator):
         channels, height, width = images.shape[1:]
         if channels != self.settings.channels or channels not in (1, 3):
             raise SmaltiError(
-                f"the projected discriminator was made for images of {self.settings.channels} channels, these have {channels}; "
+                f"the projected discriminator was made for images of {self.settings.channels} channels, these have "
+                f"{channels}; "
                 f"it knows 1 and 3, for others use the discriminator named patch"
             )
         if min(height, width) < SMALLEST:
             raise SmaltiError(
-                f"images of {height}x{width} are too small for the projected discriminator, which needs {SMALLEST} pixels each "
+                f"images of {height}x{width} are too small for the projected discriminator, which needs {SMALLEST} "
+                "pixels each "
                 f"way; use larger images"
             )

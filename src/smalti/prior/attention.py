@@ -1,6 +1,6 @@
 """Causal attention with or without a cache, shared by the priors.
 
-Shapes: B batch, N heads, T codes of one call, t of them that are queries, S codes so far (cache and call), d head
+Notation: B batch, N heads, T codes of one call, t of them that are queries, S codes so far (cache and call), d head
 dimension.
 """
 

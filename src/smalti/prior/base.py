@@ -1,6 +1,6 @@
 """The interface of priors: a causal network over prefix codes and image codes, in raster or another order.
 
-Shapes: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K codebook size, V
+Notation: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K codebook size, V
 codes that the head scores.
 """
 
@@ -24,7 +24,7 @@ class Prior(nn.Module, abc.ABC):
     """Prefix codes and image codes -> logits of the next code, each from the codes before it only.
 
     The sequence is the prefix (B, P), which carries the condition or is unconditional, and then the image codes in
-    the prior's `order`, a name in `smalti.prior.order.ORDERS`; a prior that knows any order takes it from the cache.
+    the prior's `order`, a name in `smalti.prior.order.ORDERS`; an any-order prior takes it from the cache.
     `grid` = (h, w) is the prior's window. In raster order a grid that is smaller in some direction is a narrower
     window, and the cache's `columns` gives its width.
     """
@@ -47,7 +47,8 @@ class Prior(nn.Module, abc.ABC):
         null_code: int | None,
     ) -> None:
         """`size`: image codes K. `condition_start`: the number of the first condition code in the vocabulary, 0 if
-        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix, None without one.
+        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix,
+        None without one.
         """
         super().__init__()
         self.size, self.prefix_length, self.grid, self.order = size, prefix_length, grid, order
@@ -100,7 +101,7 @@ class Prior(nn.Module, abc.ABC):
     def sequence_order(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
         """A grid (h, w) -> the raster indices of its codes in sequence order: (h w,) int64.
 
-        A prior that knows any order reads raster order unless its cache names another.
+        An any-order prior reads raster order unless its cache names another.
 
         Raises `SmaltiError` for a grid other than the prior's window if the order is not raster: the prior has not
         learned such an order for other grids.
@@ -110,7 +111,8 @@ class Prior(nn.Module, abc.ABC):
         if tuple(grid) != tuple(self.grid):
             raise SmaltiError(
                 f"this prior reads codes in the order {self.order!r}, which it learned for grids of {self.grid[0]} x "
-                f"{self.grid[1]} codes only, not for {grid[0]} x {grid[1]}; only a prior in raster order supports other sizes"
+                f"{self.grid[1]} codes only, not for {grid[0]} x {grid[1]}; only a prior in raster order supports "
+                "other sizes"
             )
         return torch.tensor(_cached_order(cast(Order, self.order), *self.grid), device=device)
 
@@ -140,7 +142,7 @@ def nll(
     al., arXiv 2012.09841. With `inputs` (B, h, w) it is conditioned on those codes instead, and the targets stay
     the same: the original's corruption of a fraction of the codes in training. The grid may be the prior's window or,
     in raster order, a smaller one. `order` (h w,) or (B, h w) are the raster places of the codes in sequence order,
-    for priors that know any order; None is the prior's own. The mean is the training loss. It is float32, or float64
+    for any-order priors; None is the prior's own. The mean is the training loss. It is float32, or float64
     if the prior is.
 
     Raises `SmaltiError` for a grid other than the prior's window if its order is not raster.

@@ -1,6 +1,6 @@
 """The record of the codes before a prior's input: a value that is handed to `forward`.
 
-Shapes: B batch, T codes of one call, D width, n image codes of the sequence.
+Notation: B batch, T codes of one call, D width, n image codes of the sequence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Cache(abc.ABC):
     """A prior's record of the codes before its input.
 
     `columns` is the width of the grid of image codes, and `length` the number of codes before the input, including
-    the prefix. `order` is for priors that know any order: the raster places of the image codes in sequence order,
+    the prefix. `order` is for any-order priors: the raster places of the image codes in sequence order,
     (n,) or (B, n), one more than image codes are read so far at least, unless all are; None for raster order.
     """
 

@@ -1,6 +1,6 @@
 """The likelihood of codes on a grid of any size, under the sliding window.
 
-Shapes: B batch, P prefix codes, h w grid.
+Notation: B batch, P prefix codes, h w grid.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The prior of the paper: a GPT-2 with learned positions and one vocabulary for condition and image codes.
 
-Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+Notation: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
 prefix codes, h w grid, D width, N heads, d = D / N, K image codes, V codes of condition and image.
 
 Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as in minGPT. Unlike GPT-2, it does
@@ -61,14 +61,16 @@ class GPTSettings:
             )
         if self.block_size < length:
             raise ValueError(
-                f"block = {self.block_size} positions are too few for prefix = {self.prefix_length} and a grid of {self.grid[0]} x "
+                f"block = {self.block_size} positions are too few for prefix = {self.prefix_length} and a grid of "
+                f"{self.grid[0]} x "
                 f"{self.grid[1]} codes, of which {length} are read; make it {length} or more"
             )
         if self.embed_dim % self.heads:
             raise ValueError(f"width = {self.embed_dim} is not a multiple of heads = {self.heads}")
         if self.unmasked > self.prefix_length:
             raise ValueError(
-                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would see what "
+                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would see "
+                "what "
                 "comes after them"
             )
         if self.start_code is not None and self.start_code >= self.vocab_size:

@@ -1,6 +1,6 @@
 """The neighborhood transformer: attention to nearby codes only, for images of any size.
 
-Letters: B batch, T positions or codes of one call, t of the codes that are scored, F free prefix codes, M maps, h w
+Notation: B batch, T positions or codes of one call, t of the codes that are scored, F free prefix codes, M maps, h w
 grid, D width, N heads, d = D / N, r radius, K image codes, C condition codes.
 
 Attention is limited to a causal neighborhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention
@@ -246,7 +246,8 @@ class Neighborhood(Prior):
         return prefix
 
     def embed(self, left: Tensor, above: Tensor, maps: Tensor) -> Tensor:
-        """The codes to the left and above of places, K where there is none (B, T), and the maps there (B, M, T) -> (B, T, D)."""
+        """The codes to the left and above of places, K where there is none (B, T),
+        and the maps there (B, M, T) -> (B, T, D)."""
         x = self.left(left) + self.above(above)
         for number, hint in enumerate(self.hints):
             x = x + hint(maps[:, number])

@@ -3,7 +3,7 @@
 Esser et al., arXiv 2012.09841, in the appendix on the ordering of image representations. For the shapes that the
 original code supports, the orders here are equal to its own; the definitions hold for every other shape as well.
 
-Shapes: h w grid, n = h w codes. The raster index of row i and column j is i w + j.
+Notation: h w grid, n = h w codes. The raster index of row i and column j is i w + j.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def subsample(rows: int, columns: int) -> Tensor:
 
 
 def z_curve(rows: int, columns: int) -> Tensor:
-    """A grid (h, w) -> its raster places (n,) int64 along a Z-curve: by Morton's number, whose bits are in turn those of
-    the row and of the column, the row's above the column's."""
+    """A grid (h, w) -> its raster places (n,) int64 along a Z-curve: by Morton's number, whose bits are in turn those
+    of the row and of the column, the row's above the column's."""
     places = raster(rows, columns)
     number = torch.zeros_like(places)
     for bit in range(max(rows, columns).bit_length()):

@@ -1,16 +1,16 @@
 """PixelSNAIL as a prior: causal convolutions on the grid of codes, between them attention over all codes so far.
 
-Shapes: B batch, P prefix codes, T codes of one call, t of them that are scored, n places of one call, s places so far
+Notation: B batch, P prefix codes, T codes of one call, t of them that are scored, n places of one call, s places so far
 (cache and call), h w grid, D width, A attended numbers, K image codes, C condition codes.
 
-Chen et al. 2017, arXiv 1712.09763, section 2, as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.2) puts it on
-codes: they are embedded, and the head scores codes. It is the prior that Esser et al. (arXiv 2012.09841, table 1) compare
-their transformer with.
+Chen et al. 2017, arXiv 1712.09763, section 2, as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.2) puts it
+on codes: they are embedded, and the head scores codes. It is the prior that Esser et al. (arXiv 2012.09841, table 1)
+compare their transformer with.
 
 Differences: ELU as it is (the authors' code joins that of x and of -x, for twice the weights); no weight normalization,
-with which their code goes together with an initialization by data; a position reads the code before it, and so may attend to
-itself, where theirs hides it and gives the first position nothing; attention has several heads, as VQ-VAE-2's, and what it
-finds is added to the features, where theirs enters within the block that follows.
+with which their code goes together with an initialization by data; a position reads the code before it, and so may
+attend to itself, where theirs hides it and gives the first position nothing; attention has several heads, as
+VQ-VAE-2's, and what it finds is added to the features, where theirs enters within the block that follows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from smalti.prior.order import Order
 from smalti.prior.pixelsnail_layers import CausalConv, GridPositions, SnailBlock
 
 FIRST_OFFSETS = ((1, 1), (1, 0), (1, -1), (0, 1))
-"""What the first layer sees: three codes of the row above and the one at the left. The paper's 1 x 3 convolution, shifted down,
-and its 2 x 1 convolution, shifted right, see these together."""
+"""What the first layer sees: three codes of the row above and the one at the left. The paper's 1 x 3 convolution,
+shifted down, and its 2 x 1 convolution, shifted right, see these together."""
 
 
 @settings
@@ -71,7 +71,8 @@ class PixelSNAILSettings:
     def _reads_rows(cls, order: Order) -> Order:
         if order != "raster":
             raise ValueError(
-                f"the convolutions of PixelSNAIL read the codes above and to the left, so they support the order raster only, not "
+                "the convolutions of PixelSNAIL read the codes above and to the left, so they support the order "
+                "raster only, not "
                 f"{order}; use another network for it, such as the transformer"
             )
         return order
@@ -83,16 +84,16 @@ class PixelSNAIL(Prior):
 
     Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
 
-    Image codes alone have a position in the grid. What the prefix says is added to what all positions start from. Where it has
-    as many codes as the grid (P = h w) it is a map of it, and each position gets the code at that position; the convolutions
-    and attention carry it on to later places, never to earlier ones. Otherwise all positions get the mean of its
-    codes, each weighted number by number by what is learned for its position; that suits a label or a coordinate, and is
-    little for a long list such as a layout. Logits before the last prefix code would be of prefix codes, which nobody asks
-    for; there the head reads zeros.
+    Image codes alone have a position in the grid. What the prefix says is added to what all positions start from. Where
+    it has as many codes as the grid (P = h w) it is a map of it, and each position gets the code at that position; the
+    convolutions and attention carry it on to later places, never to earlier ones. Otherwise all positions get the mean
+    of its codes, each weighted number by number by what is learned for its position; that suits a label or a
+    coordinate, and is little for a long list such as a layout. Logits before the last prefix code would be of prefix
+    codes, which nobody asks for; there the head reads zeros.
 
     A cache holds the codes so far and, of each position, what convolutions read and attention made, so that a code that
-    follows costs the work of one position. Attention reads the rows and columns of the window, in a narrower one as in the
-    whole.
+    follows costs the work of one position. Attention reads the rows and columns of the window, in a narrower one as in
+    the whole.
     """
 
     def __init__(self, settings: PixelSNAILSettings) -> None:

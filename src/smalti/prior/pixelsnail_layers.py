@@ -1,11 +1,11 @@
 """The layers of PixelSNAIL: causal convolutions over sequences, gated residual blocks, attention.
 
-Shapes: B batch, n places of one call, s places so far (cache and call), D width, I O numbers in and out, N heads,
+Notation: B batch, n places of one call, s places so far (cache and call), D width, I O numbers in and out, N heads,
 A attended numbers, d = A / N, h w grid.
 
-Places are kept as the sequence that they are in raster order, (B, n, D), not as a map: a convolution that sees row r - i
-and column c - j sees what stood i w + j places earlier. So the same few lines serve a whole grid, the last code of one
-that is being generated, and a grid of any width, and a cache remembers what has been computed (arXiv 1704.06001).
+Places are kept as the sequence that they are in raster order, (B, n, D), not as a map: a convolution that sees row r -
+i and column c - j sees what stood i w + j places earlier. So the same few lines serve a whole grid, the last code of
+one that is being generated, and a grid of any width, and a cache remembers what has been computed (arXiv 1704.06001).
 """
 
 from __future__ import annotations

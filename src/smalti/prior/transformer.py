@@ -1,6 +1,6 @@
 """The modern prior: a decoder-only transformer with 2-D rotary positions and condition codes in a range of their own.
 
-Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+Notation: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
 prefix codes, h w grid, D width, N heads, d = D / N, K image codes, C condition codes.
 
 It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:
@@ -67,8 +67,8 @@ class TransformerSettings:
     """Rotations fall from 1 radian a code toward 1 / this. Grids are tens of codes wide, not thousands: RoPE for images
     takes 100 (2403.13298) where language, and LlamaGen, take 10000."""
     prefix_rotation: Literal["still", "erased"] = "still"
-    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike: LlamaGen
-    multiplies them with an empty row of its table of rotations."""
+    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike:
+    LlamaGen multiplies them with an empty row of its table of rotations."""
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     """What is added to the mean square of a vector before it is normalized."""
 
@@ -196,7 +196,8 @@ class Transformer(Prior):
     def _rotation_tables(self, start: int, end: int, cache: Cache) -> Rotation:
         """The rotation of the queries and keys of places `start` to `end` of the sequence.
 
-        Both by the code's own position; with the order "any" queries that predict an image code by that code's position.
+        Both by the code's own position; with the order "any" queries that predict an image code by
+        that code's position.
         """
         if not self.knows_any_order:
             own = self.rotation(start, end, cache)

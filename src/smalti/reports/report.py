@@ -141,7 +141,7 @@ def render_report(template: str, values: Mapping[str, Any]) -> str:
 
 
 def write_report(path: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Write the page as one file, whole or not at all. Raises `SmaltiError` when the disk refuses."""
+    """Write the page as one file, whole or not at all. Raises `SmaltiError` if writing fails."""
     write_text(path, render_report(template, values))
 
 

@@ -70,7 +70,7 @@ def tokenizer_plots(
 
 
 def likelihood_plot(metrics: Sequence[Mapping[str, Any]], entropy: float, *, held_out: str) -> LinePlot:
-    """The metrics of a prior's run and the entropy of single codes in nats -> the chart of its likelihood."""
+    """The metrics of a prior's run and the unigram entropy in nats -> the chart of its likelihood."""
     return LinePlot(
         "Likelihood",
         [
@@ -79,5 +79,5 @@ def likelihood_plot(metrics: Sequence[Mapping[str, Any]], entropy: float, *, hel
         ],
         x_label="codes seen",
         y_label="nats per code",
-        references=[Reference(entropy, "entropy of single codes")],
+        references=[Reference(entropy, "unigram entropy")],
     )

@@ -1,1 +1,2 @@
-"""The embedded data set: painted landscapes with exact labels. Read `painter`, then `composition`, `landscape`, `scene_files`."""
+"""The embedded data set: painted landscapes with exact labels. Read `painter`, then `composition`,
+`landscape`, `scene_files`."""

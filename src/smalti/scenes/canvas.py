@@ -1,6 +1,6 @@
 """What a landscape is painted on: a grid of points that know their color, whose they are and how far they are.
 
-Colors lie as planes, (3, h, w), sRGB in [0, 1]. Letters: h w points of the grid, which is finer than the image.
+Colors lie as planes, (3, h, w), sRGB in [0, 1]. Notation: h w points of the grid, which is finer than the image.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Canvas:
         self.standing: list[Standing] = []
 
     def below(self, curve: Floats) -> tuple[slice, Floats, Floats]:
-        """A line (w,) of v -> the rows it touches or leaves above, how far each point is below it, and its soft cover."""
+        """A line (w,) of v -> the rows it touches or leaves above, how far each point is below it,
+        and its soft cover."""
         top = int(clamp(np.floor(curve.min() * self.height) - 1, 0, self.height))
         rows = slice(top, self.height)
         under = self.rows[rows, None] - curve[None, :]
@@ -56,7 +57,8 @@ class Canvas:
     def composite(
         self, rows: slice, columns: slice, cover: Floats, color: Floats, depth: Floats | float, label: int
     ) -> int:
-        """Paint `color` where `cover` says; where it covers half or more, the point is the new thing's. Returns its identity."""
+        """Paint `color` where `cover` says; where it covers half or more, the point is the new thing's.
+        Returns its identity."""
         under = self.color[:, rows, columns]
         under += _multiplied(color - under, cover)
         mine = cover >= 0.5

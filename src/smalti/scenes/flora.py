@@ -1,8 +1,8 @@
 """A kind of tree -> its image, drawn leaf by leaf once per process and then only scaled.
 
 A tree is kept without color, so that season and light can color it later. Its four channels, 0 to 255, are
-tone (shade to light, lit from the left and above), wood (leaf to bark), crown (a value of its own for each tuft of leaves;
-on firs and bare trees: where snow lies) and cover (the silhouette).
+tone (shade to light, lit from the left and above), wood (leaf to bark), crown (a value of its own for each tuft of
+leaves; on firs and bare trees: where snow lies) and cover (the silhouette).
 """
 
 from __future__ import annotations

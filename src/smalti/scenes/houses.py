@@ -1,7 +1,8 @@
 """The plan of a house -> its image, its silhouette, its lights and its keypoints.
 
 A house is a box with a gabled roof, seen a little from one side: the gable wall in front and one long wall going back.
-Places on it are in units of its own height (ground to roof apex 1, y down, the middle of the gable wall's foot at 0, 0).
+Places on it are in units of its own height (ground to roof apex 1, y down, the middle of the gable wall's foot at 0,
+0).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def extent(house: House) -> tuple[float, float, float]:
 
 
 def keypoints(house: House) -> tuple[Point, ...]:
-    """Roof apex, then the gable wall's corners: eave left, eave right, foot right, foot left; in units of its height."""
+    """Roof apex, then the gable wall's corners: eave left, eave right, foot right, foot left; in units
+    of its height."""
     half = house.gable / 2
     return ((0.0, -1.0), (-half, -house.eave), (half, -house.eave), (half, 0.0), (-half, 0.0))
 

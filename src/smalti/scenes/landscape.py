@@ -36,7 +36,8 @@ def paint(plan: Composition, items: list[Tree | Home], height: int, width: int) 
     return canvas
 
 
-# --- sky ----------------------------------------------------------------------------------------------------------------
+# --- sky
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _sky(canvas: Canvas, plan: Composition) -> None:
@@ -132,7 +133,8 @@ def _clouds(canvas: Canvas, plan: Composition) -> None:
     canvas.composite(rows, slice(None), cover, color, FAR, CLOUD)
 
 
-# --- mountains and ground -------------------------------------------------------------------------------------------------
+# --- mountains and ground
+# -------------------------------------------------------------------------------------------------
 
 
 def _mountains(canvas: Canvas, plan: Composition, mountains: Range, air: Air) -> None:
@@ -149,7 +151,8 @@ def _mountains(canvas: Canvas, plan: Composition, mountains: Range, air: Air) ->
     down, across = v * size * 0.8 + mountains.offset[0], canvas.columns * size * air.side + mountains.offset[1]
     facets = texture("slope", down, across)
     rough = texture("rough", down * 1.7, across * 1.7)
-    # Spurs run down from the ridge: a point is lit as the ridge above it leans, the place above it wandering with the depth.
+    # Spurs run down from the ridge: a point is lit as the ridge above it leans,
+    # the place above it wandering with the depth.
     lean = np.gradient(ridge, canvas.columns).astype(np.float32) * -air.side
     wander = (0.35 * rough * under * canvas.height).astype(np.intp)
     above = np.minimum(np.maximum(np.arange(canvas.width)[None, :] + wander, 0), canvas.width - 1)
@@ -224,7 +227,8 @@ def _flowers(
 
 
 def _woods(canvas: Canvas, plan: Composition, band: Band, crest: Floats, air: Air) -> None:
-    """A far wood on a crest: three rows of tree tops, each a comb of its own pitch, where a slow wave lets them stand."""
+    """A far wood on a crest: three rows of tree tops, each a comb of its own pitch,
+    where a slow wave lets them stand."""
     rng_row = band.lattice[0]
     gate = profile(band.lattice[1:4], canvas.columns - 3, frequency=2.3, gain=0.5, smooth=True)
     stand = clamp((gate - (0.55 - 1.15 * band.woods)) * 3.5, 0, 1)
@@ -254,7 +258,8 @@ def _woods(canvas: Canvas, plan: Composition, band: Band, crest: Floats, air: Ai
     canvas.composite(rows, slice(None), cover, air.veiled(air.lit(own, shade), far), far, TREE)
 
 
-# --- water ----------------------------------------------------------------------------------------------------------------
+# --- water
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _water(canvas: Canvas, plan: Composition, lake: Lake, fold: Fold, air: Air) -> None:

@@ -37,10 +37,10 @@ _AREA = 0.0008  # nor one that covers less than this fraction of a square of the
 class SceneObject(NamedTuple):
     """One object of an image, positions and sizes relative to the image (0 to 1, origin at the left top).
 
-    `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a house
-    (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything else.
-    `share` is that of the image's pixels which show it, `visible` the fraction of the object that is seen, and `plan` what
-    a tree or a house was painted from.
+    `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a
+    house (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything
+    else. `share` is that of the image's pixels which show it, `visible` the fraction of the object that is seen, and
+    `plan` what a tree or a house was painted from.
     """
 
     label: str
@@ -53,9 +53,9 @@ class SceneObject(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A landscape: `image` (H,W,3) uint8; `segmentation` (H,W) uint8 into `LABELS`; `depth` (H,W) float32 meters, the sky at
-    `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`; `plan` what it was
-    painted from."""
+    """A landscape: `image` (H,W,3) uint8; `segmentation` (H,W) uint8 into `LABELS`; `depth` (H,W) float32 meters, the
+    sky at `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`; `plan` what it
+    was painted from."""
 
     image: npt.NDArray[np.uint8]
     segmentation: npt.NDArray[np.uint8]
@@ -125,7 +125,8 @@ def _developed(canvas: Canvas, plan: Composition, label: str) -> Scene:
 
 
 def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
-    """Canvas -> `identity` (H,W) and `depth` (H,W) of the pixels: those of the second nearest of each pixel's four points.
+    """Canvas -> `identity` (H,W) and `depth` (H,W) of the pixels: those of the second nearest
+    of each pixel's four points.
 
     That is the item that three of them show, and the nearer one of two against two.
     """

@@ -1,7 +1,7 @@
 """The embedded data set: landscapes in four seasons at three times of day, its twelve classes.
 
-Segmentation, depth, edges, boxes and keypoints come from the same painting as the image, and are exact. `paint` makes one
-image, `write_scenes` a folder of them.
+Segmentation, depth, edges, boxes and keypoints come from the same painting as the image, and are exact. `paint` makes
+one image, `write_scenes` a folder of them.
 """
 
 from __future__ import annotations

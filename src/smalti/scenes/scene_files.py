@@ -56,11 +56,11 @@ def write_scenes(
     `objects.json` has a line per image, `images/metadata.jsonl` its captions, `scenes.json` says what all of it means.
     The same call again finishes what was interrupted and leaves a finished folder as it is. `workers` processes (None:
     one for each core it may use) share the work and do not change a byte; a script that asks for more than one needs
-    the guard `if __name__ == "__main__":`, as they are started afresh. `progress` is called now and then with how many images
-    are done.
+    the guard `if __name__ == "__main__":`, as they are started afresh. `progress` is called now and then with how many
+    images are done.
 
-    Raises `SmaltiError` when `out` holds anything else (also scenes of other settings), and for a count, a seed or a size
-    that cannot be.
+    Raises `SmaltiError` when `out` holds anything else (also scenes of other settings), and for a count, a seed or a
+    size that cannot be.
     """
     check(seed, size)
     check_memory(16 * 8 * size[0] * size[1], f"painting a scene of {size[0]:,} x {size[1]:,} pixels (height x width)")
@@ -101,7 +101,8 @@ def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]
 
 
 def scene_labels(segmentations: Path) -> tuple[str, ...]:
-    """The folder of the segmentations of scenes -> what their labels are called, in order; of any other folder nothing is known."""
+    """The folder of the segmentations of scenes -> what their labels are called, in order;
+    of any other folder nothing is known."""
     description_file = segmentations.parent / "scenes.json"
     known = read_json(description_file) if segmentations.name == "segmentations" and description_file.is_file() else {}
     labels = known.get("labels", []) if isinstance(known, dict) else []
@@ -122,7 +123,8 @@ def _claim(out: Path, description: dict[str, Any]) -> None:
                 f"{key} {known.get(key)!r} instead of {description[key]!r}" for key in differing[:3]
             )
             raise SmaltiError(
-                f"{out} holds scenes with other settings ({description_file}); choose another folder, or remove this one"
+                f"{out} holds scenes with other settings ({description_file}); choose another folder, or remove this "
+                "one"
             )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -237,7 +239,8 @@ def _write_chunk(job: _Job) -> int:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    """Write a PNG under another name first. It is not synced, which would cost more than the painting: `_whole` looks."""
+    """Write a PNG under another name first. It is not synced, which would cost more than the painting:
+    `_whole` looks."""
     temporary = path.with_name(f".{path.name}.tmp")
     with refusals_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

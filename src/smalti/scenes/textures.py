@@ -1,8 +1,8 @@
 """Coordinates -> noise: the material every surface of the painted landscapes is made of.
 
 A handful of periodic noise tiles is made once per process, always the same ones, each with its halved copies. An image
-reads them at its own offsets and scales. Reading takes the copy whose detail fits the grid, so the same window of a tile
-looks the same at any resolution, only sharper.
+reads them at its own offsets and scales. Reading takes the copy whose detail fits the grid, so the same window of a
+tile looks the same at any resolution, only sharper.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _weights(positions: Floats, side: int) -> tuple[npt.NDArray[np.intp], npt.ND
 
 
 def texture(name: str, rows: Floats, columns: Floats) -> Floats:
-    """Places (h,) and (w,), in tiles (1 is a whole tile, after which it repeats) -> noise (h, w), mean 0, deviation 1."""
+    """Places (h,) and (w,), in tiles (1 is a whole tile, after which it repeats) -> noise (h, w), mean 0,
+    deviation 1."""
     copies = _tile(name)
     steps = np.array(
         [abs(rows[-1] - rows[0]) / max(len(rows) - 1, 1), abs(columns[-1] - columns[0]) / max(len(columns) - 1, 1)]
@@ -83,7 +84,8 @@ def _between(first: Floats, second: Floats, share: Floats) -> Floats:
 def profile(lattice: Floats, positions: Floats, *, frequency: float, gain: float, smooth: bool) -> Floats:
     """A lattice (octaves, 64) of values and positions (w,) -> a fractal line (w,), about in the lattice's own range.
 
-    `frequency` is lattice points per unit of the first octave; each next octave has twice that and `gain` times the height.
+    `frequency` is lattice points per unit of the first octave; each next octave has twice that
+    and `gain` times the height.
     """
     octaves = np.arange(len(lattice))
     scaled = positions[None, :] * (frequency * 2.0**octaves)[:, None] + 17.0 * octaves[:, None]

@@ -1,6 +1,6 @@
 """What callers give a tokenizer, in the forms that people have: tensors of floats or bytes, Pillow's images, and codes.
 
-Letters: B batch, C channels, H W pixels, h w code grid, K size of the codebook.
+Notation: B batch, C channels, H W pixels, h w code grid, K size of the codebook.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ Codes: TypeAlias = Tensor | npt.NDArray[Any]
 """Codes (B,h,w) of any type of whole numbers."""
 
 _FAR = 10.0
-"""A float beyond it is no pixel in [-1,1], whatever was computed with it."""
+"""A float beyond it is not a pixel in [-1,1], whatever was computed with it."""
 
 
 def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
     """Images in any of the forms -> (B,C,H,W) of `dtype` in [-1,1], on their device.
 
-    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright, to as many channels.
+    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright,
+    to as many channels.
 
-    Raises `SmaltiError` for other types and numbers of dimensions, for none, for images of unlike sizes, and for floats that are
-    NaN, infinite or far outside [-1,1].
+    Raises `SmaltiError` for other types and numbers of dimensions, for none, for images of unlike sizes, and for floats
+    that are NaN, infinite or far outside [-1,1].
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -51,7 +52,8 @@ def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
         return images.float().div_(127.5).sub_(1).to(dtype)
     if not images.is_floating_point():
         raise SmaltiError(
-            f"images are floats from -1 to 1, or bytes (uint8) from 0 to 255 of 1, 3 or 4 channels; these are {images.dtype} of "
+            "images are floats from -1 to 1, or bytes (uint8) from 0 to 255 of 1, 3 or 4 channels; these are "
+            f"{images.dtype} of "
             f"{channels} channels; convert them first"
         )
     _check_range(images)
@@ -61,7 +63,8 @@ def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
 def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
     if channels not in (1, 3, 4):
         raise SmaltiError(
-            f"images of Pillow have 1, 3 or 4 channels, and the tokenizer takes {channels}; give a tensor (B, {channels}, H, W)"
+            f"images of Pillow have 1, 3 or 4 channels, and the tokenizer takes {channels}; give a tensor (B, "
+            f"{channels}, H, W)"
         )
     each = []
     for number, image in enumerate(images):
@@ -73,7 +76,8 @@ def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
     sizes = {tuple(image.shape[1:]) for image in each}
     if len(sizes) > 1:
         raise SmaltiError(
-            f"the images of a batch have one size, and these have {', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels "
+            "the images of a batch have one size, and these have "
+            f"{', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels "
             "(height x width); encode them one by one, or scale them first"
         )
     return torch.stack(each)
@@ -89,7 +93,8 @@ def _check_range(images: Tensor) -> None:
         )
     if max(-low, high) > _FAR:
         raise SmaltiError(
-            f"images are floats from -1 to 1, and these are from {low:g} to {high:g}; give images / 127.5 - 1 where they are "
+            f"images are floats from -1 to 1, and these are from {low:g} to {high:g}; give images / 127.5 - 1 where "
+            "they are "
             "from 0 to 255, or bytes (uint8)"
         )
 

@@ -1,7 +1,8 @@
 """The convolutional blocks that encoder and decoder are made of.
 
-Letters: B batch, C channels, H W height and width of the feature map.
-Source: Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841), appendix A, table 7.
+Notation: B batch, C channels, H W height and width of the feature map.
+Source: Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841),
+appendix A, table 7.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def swish(x: Tensor) -> Tensor:
 
 
 def plus(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """The sum of two maps, in the memory of `branch` where no gradient will ask for it: `branch` must be the caller's own."""
+    """The sum of two maps, in the memory of `branch` where no gradient will ask for it:
+    `branch` must be the caller's own."""
     # Under autocast one of them may be in half precision, and the sum then is in the other's.
     needs_copy = branch.requires_grad or shortcut.requires_grad or branch.dtype != shortcut.dtype
     return branch + shortcut if needs_copy else branch.add_(shortcut)
@@ -80,7 +82,8 @@ class AttentionBlock(nn.Module):
 
 @final
 class Downsample(nn.Module):
-    """(B,C,H,W) -> (B,C,H/2,W/2): a strided 3x3 convolution (padded right and below only, as the paper's code), or a 2x2 mean."""
+    """(B,C,H,W) -> (B,C,H/2,W/2): a strided 3x3 convolution (padded right and below only, as the paper's code), or a
+    2x2 mean."""
 
     def __init__(self, channels: int, *, convolution: bool) -> None:
         super().__init__()
@@ -105,11 +108,12 @@ def upsampling_sums() -> Tensor:
 
 
 def upsampled_kernel(weight: Tensor, sums: Tensor) -> Tensor:
-    """A 3x3 kernel (O,I,3,3) -> the 4x4 kernel (I,O,4,4) with which a transposed convolution of stride 2 and padding 1 does what
-    repeating each value 2x2 and then convolving with the 3x3 kernel does. `sums` are those of `upsampling_sums`.
+    """A 3x3 kernel (O,I,3,3) -> the 4x4 kernel (I,O,4,4) with which a transposed convolution of stride 2 and padding 1
+    does what repeating each value 2x2 and then convolving with the 3x3 kernel does. `sums` are those
+    of `upsampling_sums`.
 
-    The nine taps of an output pixel fall on only 2 x 2 different values of the smaller map, so 4 products replace 9. The sums of
-    taps are rounded in another order; nothing else differs.
+    The nine taps of an output pixel fall on only 2 x 2 different values of the smaller map, so 4 products replace 9.
+    The sums of taps are rounded in another order; nothing else differs.
     """
     O, I = weight.shape[:2]  # noqa: E741
     return (weight.reshape(O, I, 9) @ sums.T).view(O, I, 4, 4).transpose(0, 1)
@@ -137,8 +141,8 @@ class Upsample(nn.Module):
 def zero_init_residuals(module: nn.Module) -> None:
     """Set the last convolution of every residual and attention block in `module` to zero, in place.
 
-    Each block then begins as its shortcut and the network as a shallow one, which learns faster in the first thousands of
-    images (Goyal et al. 2017, section 5.1; measured in docs/log.md). The original begins with PyTorch's own values.
+    Each block then begins as its shortcut and the network as a shallow one, which learns faster in the first thousands
+    of images (Goyal et al. 2017, section 5.1; measured in docs/log.md). The original begins with PyTorch's own values.
     """
     for block in module.modules():
         if isinstance(block, ResidualBlock | AttentionBlock):
@@ -159,7 +163,8 @@ def middle(channels: int, *, attention: bool, dropout: float) -> nn.Sequential:
 
 @final
 class Stage(nn.Module):
-    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution, each followed by attention where the settings have it."""
+    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution,
+    each followed by attention where the settings have it."""
 
     def __init__(self, channels: int, out_channels: int, *, blocks: int, attention: bool, dropout: float) -> None:
         super().__init__()
@@ -177,7 +182,8 @@ class Stage(nn.Module):
 
 
 def as_channels_last(module: nn.Module) -> None:
-    """Store the convolution weights of `module` channels-last, in place, for GPUs; CPUs gain nothing (docs/decisions.md)."""
+    """Store the convolution weights of `module` channels-last, in place, for GPUs;
+    CPUs gain nothing (docs/decisions.md)."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """Codes that are not quite right: some are replaced by codes near them, as codes that a prior samples may be.
 
-Letters: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
+Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
 Source: Qiu et al. 2025, "Robust latent matters: boosting image generation with sampling error synthesis" (RobustTok,
 arXiv 2503.08354).
 """
@@ -13,7 +13,8 @@ from torch import Tensor
 from smalti.tokenizer.quantizers import Quantizer
 
 PIECE_ROWS, PIECE_COLUMNS = 2**9, 2**10
-"""Distances that are held at a time, of the K x K: few enough for a CPU's cache, in which the search is three times as fast."""
+"""Distances that are held at a time, of the K x K: few enough for a CPU's cache, in
+which the search is three times as fast."""
 LARGEST_TABLE = 2**22
 """Near codes of all codes together, at most: 32 MiB. 2^18 codes have 16 each."""
 FARTHEST = torch.iinfo(torch.int64).max
@@ -23,8 +24,9 @@ FARTHEST = torch.iinfo(torch.int64).max
 def neighbor_codes(quantizer: Quantizer, count: int) -> Tensor:
     """A quantizer -> (K,k) int64: the `count` codes nearest to each code, itself not among them, the nearest first.
 
-    Near is what has near latents (those of `lookup`); of two that are equally far the smaller code comes first. `count` is less
-    than K. All pairs are compared, in pieces: about 4 s of one CPU core for 16,384 codes, and four times that for twice as many.
+    Near is what has near latents (those of `lookup`); of two that are equally far the smaller code comes first. `count`
+    is less than K. All pairs are compared, in pieces: about 4 s of one CPU core for 16,384 codes,
+    and four times that for twice as many.
     """
     assert 0 < count < quantizer.size, "settings are checked before"
     vectors = _latents(quantizer)  # (K,D)
@@ -56,8 +58,8 @@ def _neighbors(vectors: Tensor, first: int, count: int) -> Tensor:
 def _keys(rows: Tensor, columns: Tensor, codes: Tensor) -> Tensor:
     """Vectors (n,D) and (m,D) of `codes` (m,) -> (n,m) int64 whose order is that of distances and then of codes.
 
-    The bits of a float32 that is not negative are ordered as it is; the code is in the 32 bits below them. So no two keys are
-    equal, and which come first does not depend on how they are searched.
+    The bits of a float32 that is not negative are ordered as it is; the code is in the 32 bits below them. So no two
+    keys are equal, and which come first does not depend on how they are searched.
     """
     # Differences, not |a|^2 + |b|^2 - 2ab, which loses the distance of codes that are close together and far from zero.
     distances = torch.cdist(rows.float(), columns.float(), compute_mode="donot_use_mm_for_euclid_dist")
@@ -75,8 +77,8 @@ def draw_random_numbers(codes: tuple[int, int, int], *, generator: torch.Generat
 def replace_codes(codes: Tensor, neighbors: Tensor, random_numbers: Tensor, *, probability: float) -> Tensor:
     """Codes (B,h,w) -> the same, each replaced with `probability` by one of its near codes, all equally likely.
 
-    `neighbors` (K,k) are those of `neighbor_codes`, `random_numbers` (B,h,w,2) those of `draw_random_numbers`, which decide
-    whether a code is replaced and by which.
+    `neighbors` (K,k) are those of `neighbor_codes`, `random_numbers` (B,h,w,2) those of `draw_random_numbers`, which
+    decide whether a code is replaced and by which.
     """
     count = neighbors.shape[1]
     choices = (random_numbers[..., 1] * count).long()  # below `count`: the product is rounded to a number below it

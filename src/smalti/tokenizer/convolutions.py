@@ -1,10 +1,11 @@
 """Convolutions that learn, faster on a CPU than PyTorch's own.
 
-Those of 3 x 3 are `smalti.kernels.winograd`'s where it supports them; all others have a faster gradient of their weights. Images
-are stored channels-last, the fastest layout for most of PyTorch's CPU library. Its gradient of a weight is the exception: for 64
-channels at 128 x 128 it takes up to three times as long as in the contiguous layout, copying both images there included.
+Those of 3 x 3 are `smalti.kernels.winograd`'s where it supports them; all others have a faster gradient of their
+weights. Images are stored channels-last, the fastest layout for most of PyTorch's CPU library. Its gradient of a weight
+is the exception: for 64 channels at 128 x 128 it takes up to three times as long as in the contiguous layout, copying
+both images there included.
 
-Letters: B batch, C channels of the image, K channels of the result, H W pixels of the result, k side of the kernel.
+Notation: B batch, C channels of the image, K channels of the result, H W pixels of the result, k side of the kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ AS_IT_IS = Geometry(stride=1, padding=1)
 
 @final
 class Convolution(nn.Conv2d):
-    """(B,C,.,.) -> (B,K,H,W): PyTorch's, with the faster gradient where it applies; kernel, stride and padding are square.
+    """(B,C,.,.) -> (B,K,H,W): PyTorch's, with the faster gradient where it applies; kernel, stride
+    and padding are square.
 
     Where only the gradient of its image is needed, as of a discriminator, that of its weight is computed all the same.
     """
@@ -49,7 +51,8 @@ class Convolution(nn.Conv2d):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """x (B,C,.,.) and a weight (K,C,k,k), or (C,K,k,k) of a transposed convolution -> (B,K,H,W), the same as PyTorch's."""
+    """x (B,C,.,.) and a weight (K,C,k,k), or (C,K,k,k) of a transposed convolution -> (B,K,H,W),
+    the same as PyTorch's."""
     if geometry == AS_IT_IS and weight.shape[2:] == (3, 3) and winograd.is_supported(x, weight):
         return winograd.convolve(x, weight, bias)
     if not _suits(x, weight):

@@ -1,6 +1,6 @@
 """The decoder G: latents on the code grid -> images.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
 Source: arXiv 2012.09841, appendix A, table 7.
 """
 
@@ -20,10 +20,12 @@ from smalti.tokenizer.encoder import AutoencoderSettings
 
 @final
 class SmoothOutput(nn.Module):
-    """(B,D,H/s,W/s) -> (B,C,H,W): a 3x3 convolution before each doubling, another after it, and a last one at full resolution.
+    """(B,D,H/s,W/s) -> (B,C,H,W): a 3x3 convolution before each doubling, another after it,
+    and a last one at full resolution.
 
-    Maps are doubled by bilinear interpolation, whose weights vanish at the frequencies of the coarser grid. Where each pixel of a
-    square of the stem has weights of its own instead, pixels differ by their position in it: a hatch with the stem's period.
+    Maps are doubled by bilinear interpolation, whose weights vanish at the frequencies of the coarser grid. Where each
+    pixel of a square of the stem has weights of its own instead, pixels differ by their position in it:
+    a hatch with the stem's period.
     """
 
     REACH = 4
@@ -104,8 +106,9 @@ class Decoder(nn.Module):
 def _start_even(last: nn.Conv2d, stem: int) -> None:
     """Give the stem x stem pixels of one square the same weights, in place.
 
-    The image then begins smooth; independent weights for each pixel of a square would begin as a checkerboard that training
-    is slow to remove (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution"). With stem 1 nothing changes.
+    The image then begins smooth; independent weights for each pixel of a square would begin as a checkerboard that
+    training is slow to remove (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution").
+    With stem 1 nothing changes.
     """
     for parameter in (last.weight, last.bias):
         assert parameter is not None

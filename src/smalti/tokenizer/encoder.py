@@ -1,6 +1,6 @@
 """The encoder E: images -> features on the code grid; and the settings it shares with the decoder.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
 Source: arXiv 2012.09841, appendix A, table 7.
 """
 
@@ -29,9 +29,9 @@ class AutoencoderSettings:
     patch_size: Positive = 1
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
     output_channels: Natural = 0
-    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a patch
-    size of 2, 4 or 8; 1 needs none. 0: the last convolution works at 1/patch_size of the resolution and makes each pixel of a
-    square by weights of its own, which costs less and shows as a hatch with the period of the patch."""
+    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a
+    patch size of 2, 4 or 8; 1 needs none. 0: the last convolution works at 1/patch_size of the resolution and makes
+    each pixel of a square by weights of its own, which costs less and shows as a hatch with the period of the patch."""
     base_channels: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
     channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 2)
@@ -39,7 +39,8 @@ class AutoencoderSettings:
     res_blocks: Positive = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
     decoder_base_channels: Natural = 0
-    """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0: `base_channels`."""
+    """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0:
+    `base_channels`."""
     decoder_res_blocks: Natural = 0
     """Residual blocks per resolution in the decoder; 0: one more than `res_blocks`."""
     attention_levels: tuple[int, ...] = ()
@@ -103,7 +104,8 @@ class AutoencoderSettings:
 
     @property
     def decoder_differences(self) -> dict[str, bool]:
-        """What formats with one width and depth for both networks cannot express: setting and value -> whether it is there."""
+        """What formats with one width and depth for both networks cannot express: setting and value
+        -> whether it is there."""
         return {
             f"model.autoencoder.decoder_base_channels = {self.decoder_base_channels}": self.decoder_widths
             != self.widths,

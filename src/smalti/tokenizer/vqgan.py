@@ -1,6 +1,6 @@
 """The tokenizer: images <-> codes. Encoder, codebook and decoder, joined.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code,
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code,
 K number of codes: the size of the codebook, or of its code table.
 Source: arXiv 2012.09841, section 3.1 and figure 2.
 """
@@ -61,7 +61,8 @@ class VQGAN(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Images (B,C,H,W) -> features (B,D,h,w) before quantization.
 
-        Raises `SmaltiError` when the images have another number of channels than the tokenizer, or sides that f does not divide.
+        Raises `SmaltiError` when the images have another number of channels than the tokenizer, or sides
+        that f does not divide.
         """
         channels, factor = self.settings.autoencoder.channels, self.factor
         if images.dim() != 4 or images.shape[1] != channels:
@@ -75,14 +76,15 @@ class VQGAN(nn.Module):
         return self.to_codes(self.encoder(images))  # type: ignore[no-any-return]
 
     def batch(self, images: Images) -> Tensor:
-        """Images in any form -> (B,C,H,W) floats in [-1,1] of the weights' type. Raises `SmaltiError` as `inputs.image_batch`."""
+        """Images in any form -> (B,C,H,W) floats in [-1,1] of the weights' type.
+        Raises `SmaltiError` as `inputs.image_batch`."""
         return image_batch(images, channels=self.settings.autoencoder.channels, dtype=next(self.parameters()).dtype)
 
     def encode(self, images: Images) -> Quantized:
         """Images -> latents (B,D,h,w), codes (B,h,w), loss ().
 
-        Images are (B,C,H,W), floats in [-1,1] or uint8 from 0 to 255, or one or several of Pillow's, all of one size. Raises
-        `SmaltiError` as `features`, as `inputs.image_batch`, and where weights are not finite.
+        Images are (B,C,H,W), floats in [-1,1] or uint8 from 0 to 255, or one or several of Pillow's, all of one size.
+        Raises `SmaltiError` as `features`, as `inputs.image_batch`, and where weights are not finite.
         """
         features = self.features(self.batch(images).to(next(self.parameters()).device))
         check_finite(features, what="the features that the encoder gives")
@@ -101,8 +103,8 @@ class VQGAN(nn.Module):
     def decode_codes(self, codes: Codes) -> Tensor:
         """Codes (B,h,w), whole numbers in [0,K) -> images (B,C,H,W).
 
-        At once, with gradients; `strips.decode_of_any_size` takes bounded memory. Raises `SmaltiError` as `inputs.code_batch`, and
-        where weights are not finite.
+        At once, with gradients; `strips.decode_of_any_size` takes bounded memory. Raises `SmaltiError` as
+        `inputs.code_batch`, and where weights are not finite.
         """
         images = self.decode(self.latents_of(codes))
         check_finite(images, what="the images that the decoder gives")
@@ -116,7 +118,8 @@ class VQGAN(nn.Module):
     def fingerprint(self) -> str:
         """A short hash of all that codes depend on: codes of two tokenizers mix only if it is equal.
 
-        It is made of the weights, their names, and the quantizer's `identity`; not of the settings, which may gain fields.
+        It is made of the weights, their names, and the quantizer's `identity`; not of the settings,
+        which may gain fields.
         """
         training_statistics = ("quantizer.use",)
         weights = {name: value for name, value in self.state_dict().items() if name not in training_statistics}
@@ -143,8 +146,8 @@ class VQGAN(nn.Module):
     ) -> str:
         """Send the tokenizer and a model card to the Hub's repository `name`, owner/name -> its address.
 
-        `license` as the Hub names it ("mit", "other"), `about` as in `save_pretrained`; `results` are files `result.json` for the
-        card. Raises `SmaltiError` when the Hub refuses.
+        `license` as the Hub names it ("mit", "other"), `about` as in `save_pretrained`; `results` are files
+        `result.json` for the card. Raises `SmaltiError` when the Hub refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, about={**about, "fingerprint": self.fingerprint()})

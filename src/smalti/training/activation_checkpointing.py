@@ -1,5 +1,5 @@
-"""What is done to the blocks of a network from outside, without a change of its weights' names, its copies or its results: to
-compute them again in the backward pass instead of remembering what they made, and to compile them."""
+"""What is done to the blocks of a network from outside, without a change of its weights' names, its copies or its
+results: to compute them again in the backward pass instead of remembering what they made, and to compile them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ VARIANTS = 256
 
 
 def recompute(blocks: Iterable[nn.Module]) -> None:
-    """Let each block remember its input alone, and compute the rest again in the backward pass (Chen et al. 2016, "Training Deep
-    Nets with Sublinear Memory Cost").
+    """Let each block remember its input alone, and compute the rest again in the backward pass (Chen et al. 2016,
+    "Training Deep Nets with Sublinear Memory Cost").
 
-    A training step then needs the memory of one block's insides at a time, for about a third more time. Results and gradients are
-    the same: GroupNorm has no running statistics, and dropout draws the same numbers again. Call it after copies were made.
+    A training step then needs the memory of one block's insides at a time, for about a third more time. Results and
+    gradients are the same: GroupNorm has no running statistics, and dropout draws the same numbers again.
+    Call it after copies were made.
     """
     for block in blocks:
         block.forward = partial(_again, block.forward)
@@ -44,18 +45,19 @@ def tokenizer_blocks(tokenizer: VQGAN) -> list[nn.Module]:
 def tokenizer_stages(tokenizer: VQGAN) -> list[nn.Module]:
     """What `compiled` is for in a tokenizer: the blocks of each resolution, and those in the middle.
 
-    Not the whole decoder: equation 7 asks for the gradient of its last layer alone, and a compiled network computes all its
-    gradients at once. Not the quantizer, which searches in pieces whose number depends on the image.
+    Not the whole decoder: equation 7 asks for the gradient of its last layer alone, and a compiled network computes all
+    its gradients at once. Not the quantizer, which searches in pieces whose number depends on the image.
     """
     stages = [module for module in tokenizer.modules() if isinstance(module, Stage)]
     return [*stages, tokenizer.encoder.middle, tokenizer.decoder.middle]
 
 
 def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
-    """Compile each module in place, when it is first used. Raises `SmaltiError` where nothing can be compiled.
+    """Compile each module in place, when it is first used. Raises `SmaltiError` if nothing can be compiled.
 
-    Each is compiled for the sizes that it meets. Modules of one class share their code, and the compiler takes them for one whose
-    sizes change: it would otherwise compile for any size, which is slower (and in PyTorch 2.13 fails), and soon give up.
+    Each is compiled for the sizes that it meets. Modules of one class share their code, and the compiler takes them for
+    one whose sizes change: it would otherwise compile for any size,
+    which is slower (and in PyTorch 2.13 fails), and soon give up.
     """
     check_compiler(device)
     from torch._dynamo import config  # slow to import
@@ -67,14 +69,16 @@ def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile a trifle, to find out now rather than in the first step. Raises `SmaltiError` with the compiler's first words."""
+    """Compile a trifle, to find out now rather than in the first step. Raises `SmaltiError`
+    with the compiler's first words."""
     try:
         torch.compile(_trifle)(torch.zeros(8, device=device))
     except Exception as error:  # the compiler's stages raise many kinds
         words = [line.strip() for line in str(error).splitlines() if line.strip()]
         first = words[0] if words else type(error).__name__
         raise SmaltiError(
-            f"run.compile = true, but nothing can be compiled for {device.type} here ({first}); install a C++ compiler (g++ or "
+            f"run.compile = true, but nothing can be compiled for {device.type} here ({first}); install a C++ compiler "
+            "(g++ or "
             "clang), for GPUs also triton, or set run.compile=false"
         ) from error
 

@@ -1,12 +1,13 @@
-"""Where a training step of stage 1 gets its codes: from a trainable codebook, or in the decoder phase from a frozen one.
+"""Where a training step of stage 1 gets its codes: from a trainable codebook,
+or in the decoder phase from a frozen one.
 
-In the decoder phase, the last part of a training, encoder and codebook are frozen and only the decoder is trained. A decoder
-trained on the codes of real images alone gets others in generation: those that a prior samples. So some codes are replaced by near
-ones, and the decoder learns to reconstruct the image nevertheless.
+In the decoder phase, the last part of a training, encoder and codebook are frozen and only the decoder is trained. A
+decoder trained on the codes of real images alone gets others in generation: those that a prior samples. So some codes
+are replaced by near ones, and the decoder learns to reconstruct the image nevertheless.
 
-Letters: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
-Sources: Qiu et al. 2025, "Robust latent matters" (RobustTok, arXiv 2503.08354) for the replaced codes, and "Image tokenizer needs
-post-training" (arXiv 2509.12474) for training the decoder alone.
+Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
+Sources: Qiu et al. 2025, "Robust latent matters" (RobustTok, arXiv 2503.08354) for the replaced codes, and "Image
+tokenizer needs post-training" (arXiv 2509.12474) for training the decoder alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from smalti.training.config import DecoderPhaseSettings, TokenizerTraining
 
 
 class ProcessSlice(NamedTuple):
-    """The examples of this process: `rank`, `rank + world`, ... of a batch (`data.loader.batches`) and of the held-out images."""
+    """The examples of this process: `rank`, `rank + world`, ... of a batch (`data.loader.batches`) and
+    of the held-out images."""
 
     rank: int
     world: int
@@ -66,7 +68,8 @@ class CodebookTraining(ABC):
 
     @abstractmethod
     def quantize(self, seen: int, *, generator: torch.Generator) -> Callable[[Tensor], Quantized]:
-        """The quantizer after `seen` images: features (B,D,h,w) of this process -> `Quantized`, whose codes are without noise.
+        """The quantizer after `seen` images: features (B,D,h,w) of this process -> `Quantized`,
+        whose codes are without noise.
 
         `generator` is the same in all processes.
         """
@@ -137,15 +140,15 @@ class FrozenCodebook(CodebookTraining):
 
 
 def encoding_parts(tokenizer: VQGAN) -> tuple[nn.Module, ...]:
-    """The parts of a tokenizer that decide which codes an image has, and which latents a code."""
+    """The parts of a tokenizer that decide which codes an image has, and which latents a code has."""
     return tokenizer.encoder, tokenizer.to_codes, tokenizer.quantizer
 
 
 def freeze_encoding(tokenizer: VQGAN, exported: VQGAN) -> None:
     """Give `tokenizer` encoder and codebook of `exported` and freeze them: no gradients, no dropout.
 
-    The running average lags behind the weights that are trained. It is what is exported, so the decoder must learn from its codes.
-    Where both are equal already, as after a resume, no bit changes.
+    The running average lags behind the weights that are trained. It is what is exported, so the decoder must learn from
+    its codes. Where both are equal already, as after a resume, no bit changes.
     """
     for mine, theirs in zip(encoding_parts(tokenizer), encoding_parts(exported), strict=True):
         mine.load_state_dict(theirs.state_dict())
@@ -156,7 +159,8 @@ def freeze_encoding(tokenizer: VQGAN, exported: VQGAN) -> None:
 def validation_random_numbers(
     codes: tuple[int, int, int], *, seed: int, process_slice: ProcessSlice, batch: int
 ) -> Iterator[Tensor]:
-    """Shape (N,h,w) of the codes of all held-out images -> random numbers (b,h,w,2) for this process, `batch` images at a time.
+    """Shape (N,h,w) of the codes of all held-out images -> random numbers (b,h,w,2) for this process,
+    `batch` images at a time.
 
     They are the same at every validation, so that its numbers can be compared.
     """

@@ -66,8 +66,8 @@ class RunSettings(ABC):
     """Images per step, over all devices."""
     seed: Natural = 0
     ema_half_life: Annotated[float, Field(ge=0)] = 0.05
-    """Half-life of the running average (EMA) of the weights, as a fraction of what has been seen; the average is exported.
-    0 keeps no average, and exports the weights themselves."""
+    """Half-life of the running average (EMA) of the weights, as a fraction of what has been seen; the average is
+    exported. 0 keeps no average, and exports the weights themselves."""
     log_every: Positive
     validate_every: Positive
     sample_every: Positive
@@ -79,12 +79,15 @@ class RunSettings(ABC):
     nodes: Natural = 0
     """Number of machines; 0 likewise."""
     strategy: str = "auto"
-    """"auto" and "ddp": every process has the whole model, and gradients are averaged. "fsdp", of priors: each has a part of it."""
+    """"auto" and "ddp": every process has the whole model, and gradients are averaged. "fsdp", of priors:
+    each has a part of it."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances and losses stay float32."""
+    """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances
+    and losses stay float32."""
     accumulate: Positive = 1
-    """Number of parts of a process's share of the batch whose gradients are accumulated before an optimizer step, to save memory.
-    The losses are those of the whole batch, but the adaptive weight of the discriminator is that of each part."""
+    """Number of parts of a process's share of the batch whose gradients are accumulated before an optimizer step, to
+    save memory. The losses are those of the whole batch, but the adaptive weight of the discriminator is
+    that of each part."""
     recompute: bool = False
     """Activation checkpointing: compute each block again in the backward pass. Less memory, about a third slower."""
     compile: bool = False
@@ -173,7 +176,8 @@ class TokenizerTraining:
     discriminator_optimizer: OptimizerSettings = OptimizerSettings(betas=(0.5, 0.99))
     images: ImageSettings = ImageSettings()
     quantize_from: Fraction = 0.05
-    """Fraction of the training after which the codebook is initialized and used; until then features are not quantized."""
+    """Fraction of the training after which the codebook is initialized and used;
+    until then features are not quantized."""
     decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
 
     @property
@@ -193,7 +197,8 @@ class TokenizerTraining:
         adversarial, parts = self.objective.adversarial, self.run.accumulate
         if adversarial.weight and adversarial.updates == "alternating" and parts > 1:
             raise ValueError(
-                f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would be updated before "
+                f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would be "
+                "updated before "
                 "the discriminator has seen all parts of the batch; set updates to simultaneous, or accumulate to 1"
             )
         return self
@@ -205,12 +210,14 @@ class TokenizerTraining:
         phase, codes = self.decoder_phase, self.model.quantizer.size
         if self.quantize_from and phase.begins(self.run.images) <= self.quantize_from * self.run.images:
             raise ValueError(
-                f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the codes are "
+                f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the "
+                "codes are "
                 "placed that the decoder learns from; start later"
             )
         if phase.neighbors >= codes:
             raise ValueError(
-                f"decoder_phase.neighbors = {phase.neighbors}, but each of the {codes} codes has only {codes - 1} others; "
+                f"decoder_phase.neighbors = {phase.neighbors}, but each of the {codes} codes has only {codes - 1} "
+                "others; "
                 f"set it to {codes - 1} or less"
             )
         if (table := codes * phase.neighbors) > LARGEST_TABLE:
@@ -237,12 +244,12 @@ class PriorTraining:
     run: PriorRun
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
-    """The condition: "labels", the names of the images' subfolders; "unconditional"; or the name of the condition that was
-    encoded with the images, such as "segmentation"; several with commas, such as "labels,text". "auto": that condition,
-    else labels, else unconditional."""
+    """The condition: "labels", the names of the images' subfolders; "unconditional"; or the name of the condition that
+    was encoded with the images, such as "segmentation"; several with commas, such as "labels,text". "auto": that
+    condition, else labels, else unconditional."""
     keep_probability: Fraction = 1.0
-    """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while the targets
-    stay. The original's `pkeep`, against overfitting."""
+    """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while
+    the targets stay. The original's `pkeep`, against overfitting."""
     condition_dropout: Fraction = 0.1
     """Fraction of the training images whose condition is dropped, which classifier-free guidance needs."""
     orders: OrderMixture = OrderMixture()

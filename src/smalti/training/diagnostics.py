@@ -1,7 +1,8 @@
 """What can go wrong in a training: metrics of a report -> messages that say what to do.
 
-Every check is a pure function: metrics -> the name of each diagnostic that they allow, with its message, or "" where all is
-well. A diagnostic that these metrics do not allow is left out, and stays as it was. docs/troubleshooting.md describes each of them.
+Every check is a pure function: metrics -> the name of each diagnostic that they allow, with its message, or "" where
+all is well. A diagnostic that these metrics do not allow is left out, and stays as it was.
+docs/troubleshooting.md describes each of them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from smalti.losses.objective import AdversarialSettings
 Diagnoses = dict[str, str]
 
 FEW_IN_USE = 0.2
-"""Fraction of the codes in use, counted over at least 64 times as many codes. Healthy codebooks use more than nine tenths; the
-original's 1024 codes of ImageNet are known to use about half."""
+"""Fraction of the codes in use, counted over at least 64 times as many codes. Healthy codebooks use more than nine
+tenths; the original's 1024 codes of ImageNet are known to use about half."""
 FEW_LIKELY = 0.05
 """Perplexity as a fraction of the codebook. Rarely used codes raise the fraction above, not this one."""
 OVERPOWERING_LOSS = 0.1
-"""The discriminator's loss as a fraction of its loss at logits of 0: below this, hardly any logit is within the margin."""
+"""The discriminator's loss as a fraction of its loss at logits of 0: below this,
+hardly any logit is within the margin."""
 OVERPOWERING_GAP = 2.0
-"""Logits of images less those of reconstructions, from which on the discriminator overpowers: both margins of the hinge loss."""
+"""Logits of images less those of reconstructions, from which on the discriminator overpowers: both margins
+of the hinge loss."""
 NOT_LEARNING_LOSS = 0.99
 """The discriminator's loss as such a fraction, from which on it has learned nothing, as is normal early in training."""
 NOT_LEARNING_GAP = 0.02
@@ -32,8 +35,8 @@ NOT_LEARNING_GAP = 0.02
 PATIENCE = 0.05
 """Fraction of the training after which a discriminator should have learned something."""
 AT_CLAMP = 0.5
-"""The mean adaptive weight as a fraction of its limit. Usual weights are below 100 and the limit is 10000, so a mean of half the
-limit means that the weight is at the limit in half of the steps."""
+"""The mean adaptive weight as a fraction of its limit. Usual weights are below 100 and the limit is 10000, so a mean of
+half the limit means that the weight is at the limit in half of the steps."""
 
 
 def diagnose_codebook(means: Mapping[str, float], *, size: int) -> Diagnoses:
@@ -44,7 +47,8 @@ def diagnose_codebook(means: Mapping[str, float], *, size: int) -> Diagnoses:
     if used >= FEW_IN_USE and perplexity >= FEW_LIKELY * size:
         return {"codebook": ""}
     return {
-        "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as {perplexity:.0f} equally "
+        "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as {perplexity:.0f} "
+        "equally "
         "frequent ones. Let codes start from features and restart (model.quantizer.kmeans_iterations, "
         "dead_code_threshold), use fewer or lower-"
         "dimensional normalized codes (model.quantizer.codebook_size, codebook_dim), or a lower optimizer.lr"
@@ -54,8 +58,8 @@ def diagnose_codebook(means: Mapping[str, float], *, size: int) -> Diagnoses:
 def diagnose_gan(
     means: Mapping[str, float], *, settings: AdversarialSettings, trained: float, strength: float
 ) -> Diagnoses:
-    """The discriminator's loss and logits -> "discriminator overpowering" and "discriminator not learning"; the weight ->
-    "adaptive weight".
+    """The discriminator's loss and logits -> "discriminator overpowering" and "discriminator not learning"; the weight
+    -> "adaptive weight".
 
     `trained`: share of the training over which the discriminator has learned. `strength`: factor of the
     generator's adversarial term, in [0,1].
@@ -68,8 +72,10 @@ def diagnose_gan(
     found = {"discriminator overpowering": "", "discriminator not learning": ""}
     if share < OVERPOWERING_LOSS and gap > OVERPOWERING_GAP:
         found["discriminator overpowering"] = (
-            f"the discriminator is overpowering: its loss is {share:.0%} of that of a guess, its logits are {gap:.2g} apart, and "
-            "its gradient does not help the generator. Lower discriminator_optimizer.lr, raise objective.adversarial.lecam, or "
+            f"the discriminator is overpowering: its loss is {share:.0%} of that of a guess, its logits are {gap:.2g} "
+            "apart, and "
+            "its gradient does not help the generator. Lower discriminator_optimizer.lr, raise "
+            "objective.adversarial.lecam, or "
             "make it smaller (objective.adversarial.discriminator.base_channels, layers)"
         )
     if trained >= PATIENCE and share > NOT_LEARNING_LOSS and gap < NOT_LEARNING_GAP:
@@ -98,12 +104,15 @@ def _diagnose_adaptive_weight(
 
 
 def diagnose_skipped_steps(skipped: int, steps: int, *, names: list[str]) -> Diagnoses:
-    """Number of skipped steps among those since the last report, and the metrics that were not finite -> "not finite"."""
+    """Number of skipped steps among those since the last report, and the metrics that were not finite
+    -> "not finite"."""
     if not skipped:
         return {"not finite": ""}
     return {
-        "not finite": f"{skipped} of {steps} steps were skipped, because metrics of them are not finite ({', '.join(names)}); the "
-        "weights are as before. Lower optimizer.lr, set optimizer.grad_clip=1, or run.precision=32-true; look for odd images too"
+        "not finite": f"{skipped} of {steps} steps were skipped, because metrics of them are not finite "
+        f"({', '.join(names)}); the "
+        "weights are as before. Lower optimizer.lr, set optimizer.grad_clip=1, or run.precision=32-true; look for odd "
+        "images too"
     }
 
 
@@ -140,7 +149,8 @@ class Diagnostics:
 
 
 def describe_diagnostics(lines: list[dict[str, Any]], *, unit: str) -> list[str]:
-    """The diagnostic lines of a run, oldest first -> a sentence each with when it began and ended. `unit`: what is counted."""
+    """The diagnostic lines of a run, oldest first -> a sentence each with when it began and ended. `unit`:
+    what is counted."""
     began: dict[str, tuple[int, str]] = {}
     described = []
     for line in lines:

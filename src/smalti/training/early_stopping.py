@@ -9,12 +9,14 @@ from typing import Any, final
 from smalti.training.diagnostics import Diagnoses
 
 RISEN = 0.01
-"""Share by which the value must exceed its best at two validations in a row before overfitting is reported: one may be chance."""
+"""Share by which the value must exceed its best at two validations in a row before overfitting is reported:
+one may be chance."""
 
 
 @final
 class Best:
-    """The smallest of the validated values of one name, how much had been seen then, and how many validations there were since."""
+    """The smallest of the validated values of one name, how much had been seen then,
+    and how many validations there were since."""
 
     def __init__(self, name: str, notes: Mapping[str, Any]) -> None:
         """`name`: of the value, "" where there is none. `notes`: what `notes()` gave, empty at the beginning."""
@@ -48,8 +50,10 @@ class Best:
             return {"overfitting": ""}
         return {
             "overfitting": f"{self.name} on held-out data are {risen:.1%} above their best ({self.value:.4g}, after "
-            f"{self.seen:,}): what is learned now is the training data by heart. The best model is kept. Give it more data or "
-            "copies (encode.copies), more dropout (network.dropout), keep_probability below 1, a smaller network, or run.patience"
+            f"{self.seen:,}): what is learned now is the training data by heart. The best model is kept. Give it more "
+            "data or "
+            "copies (encode.copies), more dropout (network.dropout), keep_probability below 1, a smaller network, or "
+            "run.patience"
         }
 
     def described(self) -> dict[str, float]:

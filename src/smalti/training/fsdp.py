@@ -1,7 +1,8 @@
-"""A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors that no device holds whole.
+"""A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors
+that no device holds whole.
 
-Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with another strategy
-or number of processes.
+Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with
+another strategy or number of processes.
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ Joined = TypeVar("Joined", bound=nn.Module)
 
 
 def sharding(processes: int, blocks: Callable[[Any], nn.ModuleList]) -> ModelParallelStrategy:
-    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts, which are gathered one at a time.
+    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts,
+    which are gathered one at a time.
 
-    Raises `SmaltiError` where PyTorch is older than 2.6.
+    Raises `SmaltiError` if PyTorch is older than 2.6.
     """
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError as error:
         raise SmaltiError(
-            f"run.strategy = 'fsdp' needs PyTorch 2.6 or later, not {torch.__version__}; install it, or set run.strategy=ddp"
+            f"run.strategy = 'fsdp' needs PyTorch 2.6 or later, not {torch.__version__}; install it, or set "
+            "run.strategy=ddp"
         ) from error
 
     def shard(module: Joined, mesh: DeviceMesh) -> Joined:

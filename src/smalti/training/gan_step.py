@@ -1,10 +1,11 @@
-"""One GAN step of stage 1: losses of tokenizer and discriminator, gradients, clipping, a check that all is finite, optimizer steps.
+"""One GAN step of stage 1: losses of tokenizer and discriminator, gradients, clipping, a check
+that all is finite, optimizer steps.
 
-`simultaneous` is the default, `alternating` is that of the original code, `reconstruction_only` has no discriminator. All three map
-(networks, images, inputs of the step) to a `StepResult`, and average over several processes and over the parts of a batch whose
-gradients are accumulated.
+`simultaneous` is the default, `alternating` is that of the original code, `reconstruction_only` has no discriminator.
+All three map (networks, images, inputs of the step) to a `StepResult`, and average over several processes and over the
+parts of a batch whose gradients are accumulated.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, equations 5 to 7, and its published code.
 """
 
@@ -74,8 +75,8 @@ def draw_choices(settings: ObjectiveSettings, batch: int, *, generator: torch.Ge
 def r1_factor_at(step: int, *, settings: AdversarialSettings) -> float:
     """Number of the training step, from 0 -> the factor of R1 in it: `r1_every` in every `r1_every`-th step, else 0.
 
-    Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", section 3.1 (lazy regularization): over the
-    training the penalty is as strong, at a fraction of its cost.
+    Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", section 3.1 (lazy regularization): over
+    the training the penalty is as strong, at a fraction of its cost.
     """
     return float(settings.r1_every) if step % settings.r1_every == 0 else 0.0
 
@@ -135,7 +136,8 @@ class StepResult(NamedTuple):
     stepped: bool
     """Whether the tokenizer's optimizer made its step."""
     not_finite: list[str]
-    """The names of the metrics that are not finite. Optimizers that had not stepped before they were known made no step."""
+    """The names of the metrics that are not finite. Optimizers
+    that had not stepped before they were known made no step."""
 
 
 def gan_step(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
@@ -176,16 +178,16 @@ def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
     parts = []
     for part in _parts(images, inputs):
         with gradient_sync(gan.fabric, (gan.autoencoder, gan.discriminator), enabled=part.last):
-            # All losses are taken at `fake_images`, a leaf with the values of the reconstructions: the gradient there passes the
-            # decoder once, whatever it is made of.
+            # All losses are taken at `fake_images`, a leaf with the values of the reconstructions: the gradient there
+            # passes the decoder once, whatever it is made of.
             features, quantized, reconstructions = gan.autoencoder(part.images, inputs.quantize)
             fake_images = _at_least_float32(reconstructions.detach()).requires_grad_()
             reconstruction = gan.reconstruction_loss(part.images, fake_images, inputs.choices.shift)
             real_images = _real_images(part.images, settings, inputs)
             fake = gan.discriminator(part.augmentation(fake_images))
             real = gan.discriminator(part.augmentation(real_images))
-            # Equations 6 and 7: the reconstruction loss (which with the codebook loss below is equation 4) and the adversarial
-            # loss, multiplied by the adaptive weight.
+            # Equations 6 and 7: the reconstruction loss (which with the codebook loss below is equation 4) and the
+            # adversarial loss, multiplied by the adaptive weight.
             balanced = balanced_gradient(
                 reconstructions,
                 fake_images,
@@ -221,10 +223,11 @@ def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
 
 
 def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
-    """The original's two optimizer steps for each batch: the generator's, and the discriminator's on new reconstructions.
+    """The original's two optimizer steps for each batch: the generator's,
+    and the discriminator's on new reconstructions.
 
-    A step is skipped where the norm of its gradients is not finite; the discriminator's also where the generator's was skipped.
-    The whole batch is one part: gradients are not accumulated.
+    A step is skipped where the norm of its gradients is not finite; the discriminator's also where the generator's was
+    skipped. The whole batch is one part: gradients are not accumulated.
     """
     features, quantized, values, stepped = generator_step(gan, images, inputs)
     discriminator_values, lecam_ema = discriminator_step(gan, images, inputs, skip=not stepped)
@@ -235,9 +238,9 @@ def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
 def generator_step(gan: GAN, images: Tensor, inputs: StepInputs) -> tuple[Tensor, Quantized, Values, bool]:
     """The first half of `alternating` -> features (B,D,h,w), `Quantized`, metrics, whether the optimizer stepped.
 
-    The discriminator is computed from the first step on, also while the factor of its term is 0 (as in the original: the running
-    statistics of a BatchNorm move with it). `full_weight` is the weight of the adversarial term at factor 1, `total` the whole
-    loss.
+    The discriminator is computed from the first step on, also while the factor of its term is 0 (as in the original:
+    the running statistics of a BatchNorm move with it). `full_weight` is the weight of the adversarial term at factor
+    1, `total` the whole loss.
     """
     features, quantized, reconstructions = gan.autoencoder(images, inputs.quantize)
     fake_images = _at_least_float32(reconstructions.detach()).requires_grad_()
@@ -279,8 +282,8 @@ def generator_step(gan: GAN, images: Tensor, inputs: StepInputs) -> tuple[Tensor
 def discriminator_step(gan: GAN, images: Tensor, inputs: StepInputs, *, skip: bool = False) -> tuple[Values, LeCam]:
     """The second half of `alternating`, with a new pass through the tokenizer -> metrics, and the new LeCam means.
 
-    At factor 0 the discriminator's gradients are zeros and its optimizer steps all the same, as in the original: its weights
-    stay, the count in Adam's bias correction continues. `skip`: compute everything, but make no step.
+    At factor 0 the discriminator's gradients are zeros and its optimizer steps all the same, as in the original: its
+    weights stay, the count in Adam's bias correction continues. `skip`: compute everything, but make no step.
     """
     settings, augmentation = gan.settings.adversarial, inputs.choices.augmentation
     with torch.no_grad():
@@ -357,7 +360,8 @@ def _reconstruction_values(gan: GAN, reconstruction: Reconstruction, quantized: 
 
 
 def _generator_backward(gan: GAN, images: Tensor, gradient: Tensor, quantized: Quantized, *, parts: int) -> None:
-    """Reconstructions and the gradient at them (B,C,H,W) -> one backward pass through the decoder, with the codebook's loss."""
+    """Reconstructions and the gradient at them (B,C,H,W) -> one backward pass through the decoder,
+    with the codebook's loss."""
     surrogate = (_at_least_float32(images) * gradient).sum() + gan.settings.codebook_weight * quantized.loss
     gan.fabric.backward(surrogate / parts)
 
@@ -380,10 +384,11 @@ def _real_images(images: Tensor, settings: AdversarialSettings, inputs: StepInpu
 def _discriminator_loss(
     real: Tensor, fake: Tensor, images: Tensor, *, settings: AdversarialSettings, inputs: StepInputs
 ) -> tuple[Tensor, Values, LeCam]:
-    """Logits of real images and of reconstructions, and the real images -> the loss (), metrics, and the new LeCam means.
+    """Logits of real images and of reconstructions, and the real images -> the loss (), metrics,
+    and the new LeCam means.
 
-    R1 is computed from the same logits, which came through the discriminator as it is wrapped: a data-parallel wrapper sees one
-    backward pass, with every weight's gradient in it once, and autocast is as it was.
+    R1 is computed from the same logits, which came through the discriminator as it is wrapped: a data-parallel wrapper
+    sees one backward pass, with every weight's gradient in it once, and autocast is as it was.
     """
     factor = inputs.schedule.discriminator
     ema = inputs.lecam_ema.update(real, fake)

@@ -1,4 +1,5 @@
-"""Training that begins with another tokenizer's weights: its settings and its codebook are kept, the discriminator is new."""
+"""Training that begins with another tokenizer's weights: its settings and its codebook are kept,
+the discriminator is new."""
 
 from __future__ import annotations
 
@@ -81,6 +82,7 @@ def _check_same(start: Start, overrides: Sequence[str]) -> None:
         key = differ[0]
         was = before.get(key, "not there")
         raise SmaltiError(
-            f"--set model.{key}={after.get(key)} is not the model of {start.name}, whose model.{key} is {was}; leave it out, or "
+            f"--set model.{key}={after.get(key)} is not the model of {start.name}, whose model.{key} is {was}; leave "
+            "it out, or "
             "train from the beginning without --from"
         )

@@ -36,8 +36,8 @@ def launch(run: RunSettings, *, blocks: Callable[[Any], nn.ModuleList] | None = 
 
     `blocks`: where a model can be sharded, how what is trained is divided; see `sharding`.
 
-    Raises `SmaltiError` for devices that the machine does not have, for a number of processes that is not what the launcher
-    started, and for a strategy or an accelerator that cannot be.
+    Raises `SmaltiError` for devices that the machine does not have, for a number of processes that is not what the
+    launcher started, and for a strategy or an accelerator that cannot be.
     """
     _check_strategy(run, blocks)
     devices, nodes = arranged(run)
@@ -56,7 +56,8 @@ def launch(run: RunSettings, *, blocks: Callable[[Any], nn.ModuleList] | None = 
     share = fabric.world_size * run.accumulate
     if run.batch % share:
         raise SmaltiError(
-            f"run.batch = {run.batch} cannot be shared out evenly to {fabric.world_size} devices in {run.accumulate} parts each; "
+            f"run.batch = {run.batch} cannot be shared out evenly to {fabric.world_size} devices in {run.accumulate} "
+            "parts each; "
             f"use a multiple of {share}"
         )
     return fabric
@@ -105,7 +106,7 @@ _PRECISIONS: dict[str, Callable[[str], dict[str, Any]]] = {  # of the accelerato
 def arranged(run: RunSettings) -> tuple[int, int]:
     """The settings and the environment -> devices on each machine, and machines.
 
-    Raises `SmaltiError` where both say a number and it is not the same.
+    Raises `SmaltiError` if both say a number and it is not the same.
     """
     if TorchElasticEnvironment.detect():
         started = int(os.environ["WORLD_SIZE"])
@@ -123,7 +124,8 @@ def arranged(run: RunSettings) -> tuple[int, int]:
     devices, nodes = run.devices or here, run.nodes or started // here
     if devices * nodes != started:
         raise SmaltiError(
-            f"run.devices = {devices} on run.nodes = {nodes} machines are {devices * nodes} processes, but {launcher} started "
+            f"run.devices = {devices} on run.nodes = {nodes} machines are {devices * nodes} processes, but {launcher} "
+            "started "
             f"{started}; leave both settings out, and it decides"
         )
     return devices, nodes
@@ -138,7 +140,8 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
     if run.strategy == "fsdp" and blocks is None:
         raise SmaltiError(
             "run.strategy = 'fsdp' is for priors: a tokenizer's memory is in what it computes, not in its weights; set "
-            "run.strategy=ddp, and where memory is short run.recompute=true, run.accumulate=2 or more, or run.precision=bf16-mixed"
+            "run.strategy=ddp, and where memory is short run.recompute=true, run.accumulate=2 or more, or "
+            "run.precision=bf16-mixed"
         )
     if run.strategy == "fsdp" and not run.ema_half_life:
         raise SmaltiError(
@@ -149,8 +152,8 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
 
 
 def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> Any:
-    """Buffers are not sent around before each pass: they are alike everywhere, for everything that moves them is computed from
-    what all processes saw (`all_gather`, SyncBatchNorm)."""
+    """Buffers are not sent around before each pass: they are alike everywhere, for everything that moves them is
+    computed from what all processes saw (`all_gather`, SyncBatchNorm)."""
     if processes == 1:
         return "auto"
     if blocks is not None:
@@ -170,7 +173,8 @@ def synchronized(module: nn.Module, *, fabric: Fabric) -> nn.Module:
         return module
     if fabric.device.type == "cpu":
         raise SmaltiError(
-            f"objective.adversarial.discriminator.norm = batch on {fabric.world_size} CPU processes: PyTorch shares the "
+            f"objective.adversarial.discriminator.norm = batch on {fabric.world_size} CPU processes: PyTorch shares "
+            "the "
             "statistics of a batch norm between GPUs alone; set it to group, or train in one process"
         )
     convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -194,7 +198,8 @@ def first_alone(fabric: Fabric, action: Callable[[], T]) -> T:
 
 
 def is_first() -> bool:
-    """Whether this process is the only one, or the first of those that a launcher started; known before they have met."""
+    """Whether this process is the only one, or the first of those that a launcher started;
+    known before they have met."""
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK"))

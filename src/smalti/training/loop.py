@@ -117,7 +117,8 @@ def stream(dataset: Examples[B], *, start: int, run: RunSettings, fabric: Fabric
 
 
 def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
-    """Seed the next step by (seed, seen, rank), so that a resumed run draws the same numbers -> a generator equal on all ranks."""
+    """Seed the next step by (seed, seen, rank), so that a resumed run draws the same numbers
+    -> a generator equal on all ranks."""
     torch.manual_seed((seed * SEED_STRIDE + seen * 8191 + rank) % 2**63)
     return torch.Generator().manual_seed((seed * SEED_STRIDE + seen * 8191) % 2**63)  # the same on all ranks
 
@@ -125,13 +126,14 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
 def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter) -> None:
     """Train `stage` to `run.total`, from the saved state in `folder` if there is one.
 
-    `run.patience` can end the training earlier. Exports the best model if the stage has a selection metric, else the last
-    one. Raises `SmaltiError` on a signal to stop (after saving the state), after too many skipped steps in a row, and for
-    patience with a stage that has no selection metric.
+    `run.patience` can end the training earlier. Exports the best model if the stage has a selection metric, else the
+    last one. Raises `SmaltiError` on a signal to stop (after saving the state), after too many skipped steps in a row,
+    and for patience with a stage that has no selection metric.
     """
     if run.patience and not stage.selection_metric:
         raise SmaltiError(
-            f"run.patience = {run.patience}: patience needs a metric that selects the best model, which only a prior has (its "
+            f"run.patience = {run.patience}: patience needs a metric that selects the best model, which only a prior "
+            "has (its "
             "likelihood); set run.patience=0"
         )
     state = stage.state()
@@ -189,8 +191,8 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
 def agreed_stop(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
     """-> a function that returns, after the next step, the signal that requested any process to stop, "" for none.
 
-    A signal reaches the processes at different moments, but all must stop after the same step. The exchange starts here and is
-    complete when the step is, which waits for the device anyway.
+    A signal reaches the processes at different moments, but all must stop after the same step. The exchange starts here
+    and is complete when the step is, which waits for the device anyway.
     """
     if fabric.world_size == 1:
         return lambda: stop.name
@@ -206,8 +208,10 @@ def _due(seen: int, count: int, every: int) -> bool:
 def _failure_message(running: RunningMetrics) -> str:
     names = ", ".join(running.broken)
     return (
-        f"training has failed: {running.consecutive} steps in a row had to be skipped, for {names} is no longer a finite "
-        "number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or precision 32-true"
+        f"training has failed: {running.consecutive} steps in a row had to be skipped, for {names} is no longer a "
+        "finite "
+        "number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or precision "
+        "32-true"
     )
 
 
@@ -224,7 +228,8 @@ class MetricsWriter:
         *,
         selection_metric: str,
     ) -> None:
-        """`notes`: the result of `notes()` when the state was saved, empty in a new run. `selection_metric`: see `Stage`."""
+        """`notes`: the result of `notes()` when the state was saved, empty in a new run. `selection_metric`:
+        see `Stage`."""
         self._folder, self._progress, self._first = folder, progress, fabric.is_global_zero
         self.running = RunningMetrics(notes.get("running_metrics", {}))
         self.diagnostics = Diagnostics(notes.get("diagnostics", {}))
@@ -261,7 +266,8 @@ class MetricsWriter:
         kept = f"the model of {best.seen:,} {unit} is kept ({best.name} {best.value:.4g})"
         if seen < run.total:
             self._progress.say(
-                f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for {best.since} "
+                f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for "
+                f"{best.since} "
                 f"validations; {kept}. With a larger run.patience the same command resumes it"
             )
         elif best.since:

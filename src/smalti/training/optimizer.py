@@ -17,7 +17,8 @@ from smalti.training.fsdp import whole
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Parameter groups -> AdamW, fused; groups that say no weight decay have that of the settings. Where it is 0 this is Adam."""
+    """Parameter groups -> AdamW, fused; groups that say no weight decay have that of the settings.
+    Where it is 0 this is Adam."""
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
     return torch.optim.AdamW(list(groups), fused=True, **options)
 
@@ -61,8 +62,8 @@ class Exported(ABC, Generic[M]):
 class Average(Exported[M]):
     """A running average of a module's weights, whose half-life is a fraction of what has been seen.
 
-    Karras et al. 2024 (EDM2, section 3): early weights are forgotten at the pace at which training continues, so that one setting
-    serves runs of any length.
+    Karras et al. 2024 (EDM2, section 3): early weights are forgotten at the pace at which training continues, so that
+    one setting serves runs of any length.
     """
 
     def __init__(self, module: M, *, half_life: float) -> None:
@@ -107,5 +108,6 @@ class Latest(Exported[M]):
 
 
 def exported(module: M, *, half_life: float) -> Average[M] | Latest[M]:
-    """A module that will be trained -> what of it is exported: its running average, or with half-life 0 the module itself."""
+    """A module that will be trained -> what of it is exported: its running average, or
+    with half-life 0 the module itself."""
     return Average(module, half_life=half_life) if half_life else Latest(module)

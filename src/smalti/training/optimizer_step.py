@@ -1,5 +1,5 @@
-"""Functions for the training steps of both stages: gradient accumulation, clipping, optimizer steps, checks for metrics that
-are not finite, and means over the parts of a batch and over processes."""
+"""Functions for the training steps of both stages: gradient accumulation, clipping, optimizer steps, checks for metrics
+that are not finite, and means over the parts of a batch and over processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from smalti.training.optimizer import set_rate
 
 
 class NotFiniteError(Exception):
-    """A step was skipped because metrics are not finite; the networks are unchanged. `names`: the names of those metrics."""
+    """A step was skipped because metrics are not finite; the networks are unchanged. `names`: the names
+    of those metrics."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))
@@ -65,7 +66,8 @@ def restore_buffers(module: nn.Module, copies: list[Tensor]) -> None:
 
 @contextmanager
 def gradient_sync(fabric: Fabric, modules: Iterable[Any], *, enabled: bool) -> Iterator[None]:
-    """In this context backward passes average gradients over processes only if `enabled`: for the last part of a batch."""
+    """In this context backward passes average gradients over processes only if `enabled`: for the last part
+    of a batch."""
     with ExitStack() as stack:
         if not enabled and fabric.world_size > 1:
             for module in modules:

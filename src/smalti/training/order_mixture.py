@@ -1,6 +1,6 @@
 """The orders in which an any-order prior reads its training images: one per image, drawn from a mixture.
 
-Shapes: B batch, h w grid, n = h w.
+Notation: B batch, h w grid, n = h w.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class OrderMixture:
     def _shares_fit(self) -> OrderMixture:
         if self.raster + self.random > 1 + 1e-9:
             raise ValueError(
-                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most 1"
+                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most "
+                "1"
             )
         return self
 

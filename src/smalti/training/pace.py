@@ -1,6 +1,6 @@
 """How fast a training is on this machine: the time of a few of its steps, whose results are thrown away.
 
-Letters: B batch, P prefix codes, h w code grid, n = h w.
+Notation: B batch, P prefix codes, h w code grid, n = h w.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built for some codes."""
+"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built
+for some codes."""
 
 from __future__ import annotations
 
@@ -156,7 +157,8 @@ def _gpt(network: GPTNetwork, codes: Codes) -> Network:
 
 
 def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
-    """The sizes of a GPT that reads these codes. Raises `SmaltiError` where its vocabulary or its positions are too few."""
+    """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary
+    or its positions are too few."""
     most = max(codes.size, codes.condition_size)
     if network.vocab_size and network.vocab_size < most:
         raise SmaltiError(
@@ -185,5 +187,5 @@ NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
 
 
 def build_network(network: AnyNetwork, codes: Codes) -> Network:
-    """Settings and what is to be read -> a prior. Raises `SmaltiError` where they do not go together."""
+    """Settings and what is to be read -> a prior. Raises `SmaltiError` if they do not go together."""
     return NETWORKS[network.name](network, codes)

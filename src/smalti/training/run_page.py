@@ -25,7 +25,7 @@ _NO_CURVES = ("seen", "part", "time", "elapsed", "best_nats", "best_seen")
 def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     """A run folder with metrics -> `folder/report.html`. `unit`: what is counted, "images" or "codes".
 
-    Raises `SmaltiError` when the disk refuses.
+    Raises `SmaltiError` if writing fails.
     """
     metrics = read_metrics(folder)
     validation = [line for line in metrics if line["part"] == "validation"]

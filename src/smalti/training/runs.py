@@ -44,7 +44,8 @@ ALONE = ("labels", "coordinates", "text")
 """Conditions whose codes are made of the images and what is beside them, with nothing else given."""
 
 _SLOW = (
-    "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take twenty times as "
+    "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take "
+    "twenty times as "
     "long; set run.precision=32-true"
 )
 
@@ -65,7 +66,8 @@ def train_tokenizer(
 ) -> None:
     """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch. `work`:
+    `start`: the tokenizer that training begins with, to which `settings` belong;
+    without one it starts from scratch. `work`:
     the position of the run in a longer work, for the progress.
 
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
@@ -98,7 +100,8 @@ def train_tokenizer(
 
 
 def _file_type_of_training(settings: TokenizerTraining) -> FileType:
-    """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are for something else."""
+    """What a tokenizer is to be trained on. Raises `SmaltiError` if its channels or its objective are
+    for something else."""
     images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
     if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):
         losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
@@ -127,10 +130,11 @@ def train_prior(
     console: Console,
     work: WorkPlan = SINGLE,
 ) -> None:
-    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on with the run if there is one.
+    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on
+    with the run if there is one.
 
-    Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds something
-    else, and when it is asked to stop.
+    Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds
+    something else, and when it is asked to stop.
     """
     model = load_tokenizer(tokenizer)
     shards.check_fingerprint(model.fingerprint())
@@ -210,7 +214,8 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
     kept = shards.meta.prefix
     if kept is None:
         raise SmaltiError(
-            f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode ... "
+            f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode "
+            "... "
             f"--condition {' --condition '.join(_names(name))}, or set condition=auto"
         )
     condition = build_condition(kept.condition, shards.path)
@@ -236,8 +241,8 @@ def _names(condition: str) -> tuple[str, ...]:
 def codes_of(
     data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
 ) -> CodeShards:
-    """Codes, or images that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_images`, and where
-    several processes that were started together would all encode."""
+    """Codes, or images that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_images`, and
+    where several processes that were started together would all encode."""
     if (data / "codes.json").is_file():
         return open_codes(data)
     names = () if settings.condition in OWN else _names(settings.condition)
@@ -247,13 +252,15 @@ def codes_of(
         sources = [f"{name}=..." if len(names) > 1 else "..." for name in others]
         words = [*(f"--condition {name}" for name in names), *map(" ".join, zip(options, sources, strict=True))]
         raise SmaltiError(
-            f"condition = {settings.condition} has codes of its own, which are made together with those of the images: first "
+            f"condition = {settings.condition} has codes of its own, which are made together with those of the images: "
+            "first "
             f"smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
         )
     conditions = [ConditionSource(name) for name in names]
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
-            f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
+            f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} "
+            f"--out {out}, "
             f"then train on {out}"
         )
     encode_images(
@@ -276,7 +283,8 @@ def encode_images(
 ) -> bool:
     """Images -> code shards in `out`; False when they are there already, made by the same settings.
 
-    Their file type is that of the tokenizer, where it was trained by smalti, else that of `settings.images`. `conditions`:
+    Their file type is that of the tokenizer, where it was trained by smalti, else that of `settings.images`.
+    `conditions`:
     those whose codes precede the codes of the images.
 
     Raises `SmaltiError` for data without images, a tokenizer that is none, and a folder that holds other things.

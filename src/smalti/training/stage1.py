@@ -1,6 +1,6 @@
 """Training of stage 1: the tokenizer with its losses and a discriminator.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, section 3.1.
 """
 
@@ -114,7 +114,8 @@ def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSetting
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. Validates and exports the EMA of the weights, or with `ema_half_life` 0 the weights themselves."""
+    """Trains a VQGAN. Validates and exports the EMA of the weights, or
+    with `ema_half_life` 0 the weights themselves."""
 
     unit = "images"
     selection_metric = ""  # sharper images have more pixel error: no single metric selects the best model
@@ -144,7 +145,8 @@ class TokenizerStage(Stage):
         self.process_slice = ProcessSlice(fabric.global_rank, fabric.world_size)
         if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
             raise SmaltiError(
-                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer (--from), or "
+                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer "
+                "(--from), or "
                 "set decoder_phase.start above 0"
             )
         discriminator = replace(adversarial.discriminator, channels=channels)
@@ -227,12 +229,14 @@ class TokenizerStage(Stage):
         return {**result.values, **codebook_values}
 
     def _choices(self, batch: int, generator: torch.Generator) -> RandomChoices:
-        """The random choices for the images of this process: its part of what a single process would draw for all images."""
+        """The random choices for the images of this process: its part of what a single process would draw
+        for all images."""
         choices = draw_choices(self.settings.objective, batch * self.process_slice.world, generator=generator)
         return choices._replace(augmentation=choices.augmentation.part(self.process_slice.indices))
 
     def _init_codebook_when_due(self, seen: int, generator: torch.Generator) -> bool:
-        """Initialize the codebook in the first step at or after `quantize_from`. Returns whether it was initialized now.
+        """Initialize the codebook in the first step at or after `quantize_from`.
+        Returns whether it was initialized now.
 
         A run that is resumed with another length may have passed that point without an initialized codebook.
         """
@@ -293,8 +297,9 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR (for label maps the accuracy), the reconstruction loss and its terms, and the codes in use over the held-out
-        images, which the processes divide among themselves. With a decoder phase also the PSNR with some codes replaced.
+        """PSNR (for label maps the accuracy), the reconstruction loss and its terms, and the codes in use over the
+        held-out images, which the processes divide among themselves. With a decoder phase also the PSNR
+        with some codes replaced.
         """
         used, scores = CodeUse(self.tokenizer.size), []
         own = ProcessExamples(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
@@ -325,7 +330,8 @@ class TokenizerStage(Stage):
         return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "images": float(count)}
 
     def _validation_random_numbers(self, factor: int, *, batch: int) -> Iterator[Tensor]:
-        """The random numbers that decide which codes of each held-out batch are replaced, the same at every validation."""
+        """The random numbers that decide which codes of each held-out batch are replaced,
+        the same at every validation."""
         (height, width), seed = self.settings.images.size, self.settings.run.seed
         codes = (len(self.held_out), height // factor, width // factor)
         return validation_random_numbers(codes, seed=seed, process_slice=self.process_slice, batch=batch)

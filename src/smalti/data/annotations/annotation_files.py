@@ -1,16 +1,17 @@
 """Files with the objects of images -> what they say: smalti's own, COCO, Open Images, Visual Genome.
 
-What a file is, its content says. All numbers become fractions of the image, and pixels need its size, which then is in the
-file. Boxes in pixels may reach beyond their image and are cut; fractions may not, since they are then mostly something else.
+What a file is, its content says. All numbers become fractions of the image, and pixels need its size, which then is in
+the file. Boxes in pixels may reach beyond their image and are cut; fractions may not,
+since they are then mostly something else.
 
 Ours is what `smalti scenes` writes, and what can be written by hand, as `objects.json`:
 
     {"images": [{"key": "street/04", "objects": [{"class": "tree", "box": [left, top, width, height]}]}]}
 
-`key` is the image's path below the folder of all, with or without suffix. An object may have `group`, `occluded`, `depiction` and
-`inside` (true or false), `distance` (which is not used), and `keypoints`, a list of [x, y] or null. Beside `images` may stand
-`classes` and `keypoints`, lists of names; without them those in `scenes.json` beside it count, and without that the classes that
-occur, in alphabetical order.
+`key` is the image's path below the folder of all, with or without suffix. An object may have `group`, `occluded`,
+`depiction` and `inside` (true or false), `distance` (which is not used), and `keypoints`, a list of [x, y] or null.
+Beside `images` may stand `classes` and `keypoints`, lists of names; without them those in `scenes.json` beside it
+count, and without that the classes that occur, in alphabetical order.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from smalti.images.boxes import SHARES, Size, box_within, place_of
 
 _STANDING = ("sun", "moon", "tree", "house")  # those labels of the embedded scenes that objects have
 _KNOWN = (
-    'objects.json of smalti scenes or by hand ({"images": [{"key": ..., "objects": [...]}]}), COCO (a .json with images, '
-    "annotations and categories, or a folder with instances_*.json), Open Images (a folder with *-annotations-bbox.csv), and "
+    'objects.json of smalti scenes or by hand ({"images": [{"key": ..., "objects": [...]}]}), COCO (a .json with '
+    "images, "
+    "annotations and categories, or a folder with instances_*.json), Open Images (a folder with "
+    "*-annotations-bbox.csv), and "
     "Visual Genome (objects.json beside image_data.json)"
 )
 
@@ -46,8 +49,8 @@ _KNOWN = (
 def read_annotations(path: Path) -> Annotated:
     """A file, or a folder that holds files with names as they are published -> all that is annotated.
 
-    Raises `SmaltiError`, with the file and the object, for files that are missing, damaged or of no kind that is read, and for
-    classes, boxes, keypoints and sizes that cannot be.
+    Raises `SmaltiError`, with the file and the object, for files that are missing, damaged or of no kind that is read,
+    and for classes, boxes, keypoints and sizes that cannot be.
     """
     if not path.exists():
         raise SmaltiError(f"there is no file or folder {path} with annotations of objects")
@@ -70,7 +73,7 @@ def _json(path: Path) -> Annotated:
     for fits, read in _FORMATS.values():
         if fits(content):
             return read(file, content)
-    raise SmaltiError(f"{file} is no file with annotations of objects that is read; there are: {_KNOWN}")
+    raise SmaltiError(f"{file} is not a file with annotations of objects that is read; there are: {_KNOWN}")
 
 
 # --- smalti's own --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Files of published data sets with objects: COCO (instances, stuff, keypoints, panoptic) and Open Images.
 
-COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are as fractions.
+COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those
+of Open Images are as fractions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class _Coco(NamedTuple):
 
 
 def read_coco(path: Path, content: Any) -> Annotated:
-    """The content of a file -> what it says. Raises `SmaltiError` as `read_annotations`, and so do the other readers."""
+    """The content of a file -> what it says. Raises `SmaltiError` as `read_annotations`,
+    and so do the other readers."""
     return _joined(path, [[(path, _coco_file(path, content))]])
 
 
@@ -215,7 +217,7 @@ def _class_names(folder: Path) -> dict[str, str]:
         rows = [[normalized(cell) for cell in row] for row in csv.reader(lines) if row]
     rows = [row for row in rows if row != ["LabelName", "DisplayName"]]
     if not rows or any(len(row) != 2 for row in rows):
-        raise SmaltiError(f"{found[0]} is no table of classes; write a line such as /m/07j7r,Tree for each")
+        raise SmaltiError(f"{found[0]} is not a table of classes; write a line such as /m/07j7r,Tree for each")
     counts = Counter(name for _, name in rows)
     return {label: name if counts[name] == 1 else f"{name} ({label})" for label, name in rows}
 

@@ -1,6 +1,7 @@
 """The records of annotation files, as pydantic models: what a file must hold before it is made sense of.
 
-Boxes and the positions of keypoints are left as they are: `smalti.images.boxes` reads them, for files and for Python alike.
+Boxes and the positions of keypoints are left as they are: `smalti.images.boxes` reads them, for files and
+for Python alike.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from smalti.images.io import IMAGE_SUFFIXES
 T = TypeVar("T")
 
 _LARGEST = 1e9
-"""Of the sides of images; more is no size."""
+"""Of the sides of images; more is not a size."""
 
 
 def whole_number(value: Any) -> Any:
@@ -35,7 +36,7 @@ def whole_number(value: Any) -> Any:
 
 def _image_name(text: str) -> str:
     if not text.strip("./\\ "):
-        raise PydanticCustomError("image_name", "this is no name of an image; write its path, such as street/04.jpg")
+        raise PydanticCustomError("image_name", "this is not a name of an image; write its path, such as street/04.jpg")
     name = PurePosixPath(normalized(text).replace("\\", "/"))
     return (name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name).as_posix()
 
@@ -62,7 +63,7 @@ Side: TypeAlias = Annotated[float, Field(gt=0, lt=_LARGEST, allow_inf_nan=False)
 
 
 class Record(pydantic.BaseModel):
-    """A mapping of a file. Values are not converted: text is no number, and 1 is not true."""
+    """A mapping of a file. Values are not converted: text is not a number, and 1 is not true."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -212,7 +213,7 @@ def parsed(kind: type[T], content: Any, path: Path) -> T:
 
 
 def read_image_name(text: str, path: Path) -> str:
-    """What a file calls an image -> its name, see `ImageName`. Raises `SmaltiError` for what is no name."""
+    """What a file calls an image -> its name, see `ImageName`. Raises `SmaltiError` for a value that is not a name."""
     name: str = parsed(ImageName, text, path)
     return name
 

@@ -196,7 +196,7 @@ def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
 
 
 def _map_tokenizer(name: str, chosen: ConditionsSettings, request: ExperimentRequest, *, factor: int) -> Step:
-    """`factor`: pixels a code of the images' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
+    """`factor`: pixels a code of the images' tokenizer. Raises `SmaltiError` if there is none for smaller copies."""
     shape = [f"images.size={list(chosen.size)}"]
     if name == "lowres":
         if factor % SMALLER:

@@ -101,4 +101,4 @@ def _curves(names: Sequence[str], done: Mapping[str, StepResult]) -> LinePlot:
     for name in names:
         found = [line for line in read_metrics(done[f"prior-{name}"].folder) if line["part"] == "validation"]
         lines.append(Line(name, [(line["seen"], line["below_entropy"] * 100) for line in found]))
-    return LinePlot("Below the entropy of single codes, held-out", lines, x_label="codes seen", y_label="%")
+    return LinePlot("Below the unigram entropy, held-out", lines, x_label="codes seen", y_label="%")

@@ -128,7 +128,7 @@ def _training(each: Variation, chosen: FSweepSettings, request: ExperimentReques
 
 
 def _refuse_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
-    """Raise `SmaltiError` where images are not made of whole tiles, or a window is larger than an image."""
+    """Raise `SmaltiError` if images are not made of whole tiles, or a window is larger than an image."""
     (height, width), (h, w) = chosen.size, chosen.window
     for name, f in factors.items():
         if height % f or width % f:

@@ -125,5 +125,5 @@ def _table(found: Sequence[_Entry]) -> Table:
 
 def _learning(found: Sequence[_Entry]) -> LinePlot:
     lines = [Line(f"f {one.f}", [(point["codes"], point["nats"]) for point in one.prior["curve"]]) for one in found]
-    references = [Reference(max(one.prior["code_entropy_nats"] for one in found), "largest entropy of single codes")]
+    references = [Reference(max(one.prior["code_entropy_nats"] for one in found), "largest unigram entropy")]
     return LinePlot("Held-out codes", lines, x_label="codes seen", y_label="nats per code", references=references)

@@ -1,4 +1,4 @@
-"""The experiment `inpainting`: what does a prior that knows any order gain in a hole, and what does it cost?
+"""The experiment `inpainting`: what does an any-order prior gain in a hole, and what does it cost?
 
 One tokenizer, one set of codes, one network. A raster prior and an any-order prior are trained for equal time, half of
 the images with their labels, if they have some, and half without. Measured on held-out images, unconditionally: the

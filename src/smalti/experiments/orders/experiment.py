@@ -80,7 +80,7 @@ def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
 
 
 def _refuse_orders(orders: Sequence[Order]) -> None:
-    """Raise `SmaltiError` where an order is named twice, or raster is not."""
+    """Raise `SmaltiError` if an order is named twice, or raster is not."""
     twice = next((order for order in orders if orders.count(order) > 1), None)
     if twice is not None:
         raise SmaltiError(f"orders = {', '.join(orders)} has {twice} twice; name each once")

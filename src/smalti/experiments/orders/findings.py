@@ -150,7 +150,7 @@ def _turns(outcome: Mapping[str, Any]) -> LinePlot:
         [Line(CALLED[order], by_part(values)) for order, values in outcome["by_turn"].items()],
         x_label="turn",
         y_label="nats",
-        references=[Reference(outcome["code_entropy_nats"], "entropy of single codes")],
+        references=[Reference(outcome["code_entropy_nats"], "unigram entropy")],
     )
 
 

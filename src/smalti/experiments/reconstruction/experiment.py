@@ -46,8 +46,8 @@ class ReconstructionSettings:
     """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained
     on."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
-    measured on all."""
+    """Fraction of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers
+    are measured on all."""
     images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
@@ -105,7 +105,7 @@ def _refuse_idle(request: ExperimentRequest) -> None:
 
 
 def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tuple[int, int]:
-    """(H,W) to measure at. Raises `SmaltiError` where it is not made of each tokenizer's tiles."""
+    """(H,W) to measure at. Raises `SmaltiError` if it is not made of each tokenizer's tiles."""
     height, width = chosen.measured_at or (
         max(one.trained_on[0] for one in compared),
         max(one.trained_on[1] for one in compared),

@@ -1,7 +1,7 @@
 """What the experiment `window` measures of each generation method: likelihood, steps, and on pixels how well parts fit
 together.
 
-Letters: B images, C channels, H W pixels, f pixels a code, h w grid of codes, n tiles of a grid.
+Notation: B images, C channels, H W pixels, f pixels per code, h w grid of codes, n tiles of a grid.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def jumps(images: Tensor) -> Tensor:
 
 
 def roughness(images: Tensor, f: int) -> float:
-    """Images (B,C,H,W) of tiles of f pixels a code -> the mean jump from one code to the next, in the pixels' own
+    """Images (B,C,H,W) of tiles of f pixels per code -> the mean jump from one code to the next, in the pixels' own
     units.
 
     Where it is larger than in real images, codes stand beside one another that do not fit, or that drift too fast.

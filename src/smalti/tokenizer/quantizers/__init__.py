@@ -1,7 +1,7 @@
 """Features -> codes and latents: the interface (`base`) and the table of those there are, one file each.
 
-Nearest codes (`vq`, `ema`, `simvq`), drawn codes (`gumbel`), rounding and signs (`fsq`, `lfq`); how gradients pass (`gradients`),
-the search (`search`), and tables of used codes (`table`).
+Nearest codes (`vq`, `ema`, `simvq`), drawn codes (`gumbel`), rounding and signs (`fsq`, `lfq`); how gradients pass
+(`gradients`), the search (`search`), and tables of used codes (`table`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The base class of quantizers: features -> codes and latents, and codes -> latents.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook.
 Source: arXiv 2012.09841, section 3.1.
 """
 
@@ -29,8 +29,8 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Features (B,D,h,w) -> `Quantized`.
 
-    Evaluation and encoding use `forward`. Training uses what `schedule` returns, places the codes with `init_codebook`, and calls
-    `update_codebook` after each step.
+    Evaluation and encoding use `forward`. Training uses what `schedule` returns, places the codes with `init_codebook`,
+    and calls `update_codebook` after each step.
     """
 
     size: int
@@ -39,7 +39,8 @@ class Quantizer(nn.Module, ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What besides the weights decides the code of a feature. It is part of the tokenizer's fingerprint: never change it."""
+        """What besides the weights decides the code of a feature. It is part of the tokenizer's fingerprint:
+        never change it."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:

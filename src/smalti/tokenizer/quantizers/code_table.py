@@ -1,7 +1,7 @@
 """Code tables: the codes of a codebook <-> the codes that a quantizer shows to the world.
 
 Where a codebook is used in part, a table of the codes in use gives the prior a dense vocabulary.
-Letters: K size of the codebook, U codes in the table.
+Notation: K size of the codebook, U codes in the table.
 Source: the table of used codes in the code of arXiv 2012.09841.
 """
 
@@ -22,9 +22,11 @@ class RemapSettings:
     """Which codes of the codebook are shown outside, and what becomes of the others."""
 
     used: Natural = 0
-    """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table, all codes are shown."""
+    """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table,
+    all codes are shown."""
     unknown: Literal["random", "extra"] | int = "random"
-    """The outside code of a feature whose code is not in the table: any one at random, one more code U, or this code."""
+    """The outside code of a feature whose code is not in the table: any one at random, one more code U,
+    or this code."""
 
     @field_validator("unknown", mode="before")
     @classmethod
@@ -46,7 +48,8 @@ def check_table_fits(remap: RemapSettings, size: int) -> None:
 
 
 class CodeTable(nn.Module, ABC):
-    """Codes of the codebook, int64 in [0,K) <-> codes outside, int64 in [0,size). Tensors of any shape; none is changed."""
+    """Codes of the codebook, int64 in [0,K) <-> codes outside, int64 in [0,size). Tensors of any shape; none is
+    changed."""
 
     size: int
     """How many codes there are outside."""
@@ -93,8 +96,8 @@ class AllCodes(CodeTable):
 class UsedCodes(CodeTable):
     """A code outside is an index into the table `used` (U,), which holds codes of the codebook.
 
-    Until weights are loaded the table holds the first U codes. With `unknown` "random" the code of a feature may differ each
-    time it is asked for: it is drawn from torch's default generator.
+    Until weights are loaded the table holds the first U codes. With `unknown` "random" the code of a feature may differ
+    each time it is asked for: it is drawn from torch's default generator.
     """
 
     used: Tensor

@@ -1,7 +1,8 @@
 """Codes without a codebook: each number of a feature is bounded and rounded to one of a few levels.
 
-Letters: B batch, D numbers of a feature, h w code grid, L levels of a number, K = product of all L.
-Source: Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple" (arXiv 2309.15505), section 3 and appendix A.1.
+Notation: B batch, D numbers of a feature, h w code grid, L levels of a number, K = product of all L.
+Source: Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple" (arXiv 2309.15505), section 3
+and appendix A.1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
 from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 MARGIN = 1e-3
-"""How much the bound stays below the outermost levels, as a fraction, so that nothing rounds beyond them (epsilon in A.1)."""
+"""How much the bound stays below the outermost levels, as a fraction, so
+that nothing rounds beyond them (epsilon in A.1)."""
 
 LARGEST = 2**30
 """Codes there may be at most."""
@@ -60,7 +62,8 @@ class FSQSettings:
 
 @final
 class FSQ(Quantizer):
-    """A code is the row of levels that the bounded features round to, read as the digits of a number, the lowest first."""
+    """A code is the row of levels that the bounded features round to, read as the digits of a number,
+    the lowest first."""
 
     levels: Tensor
     place_values: Tensor
@@ -119,8 +122,9 @@ class FSQ(Quantizer):
     def _bounded(self, features: Tensor) -> Tensor:
         """(B,D,h,w) -> (B,D,h,w) in float32 at least, between the outermost levels (`bound` in A.1).
 
-        An even number of levels has one more below zero than above: the bound is moved down by half a level, and the features
-        by as much as brings zero back to zero (nearly: the tangent is the paper's, where the inverse of tanh were exact).
+        An even number of levels has one more below zero than above: the bound is moved down by half a level, and the
+        features by as much as brings zero back to zero (nearly: the tangent is the paper's, where the inverse of tanh
+        were exact).
         """
         values = features.to(precision(features))
         levels = self.levels.to(values.dtype)

@@ -1,6 +1,6 @@
 """Codes without a codebook: the signs of the features, one bit for each number.
 
-Letters: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group.
+Notation: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group.
 Sources: Yu et al. 2023 (MAGVIT-v2, arXiv 2310.05737), section 3.1; Zhao et al. 2024 (BSQ, arXiv 2406.07548).
 """
 
@@ -33,11 +33,13 @@ class LFQSettings:
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight of the squared distance of features from their codes."""
     entropy: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the entropy (nats) of single features' codes, which is to fall, less that of all the batch's, which is to rise."""
+    """Weight of the entropy (nats) of single features' codes, which is to fall, less that of all the batch's,
+    which is to rise."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the softmax that makes probabilities of squared distances, in units of the square of a code's numbers."""
     group: Annotated[int, Field(ge=1, le=20)] = 18
-    """G: the batch's entropy is exact for this many bits together; more bits are taken in groups, and their entropies added."""
+    """G: the batch's entropy is exact for this many bits together; more bits are taken in groups,
+    and their entropies added."""
 
     @property
     def codebook_size(self) -> int:
@@ -51,7 +53,8 @@ class LFQSettings:
 
 
 def entropy_of_bits(logits: Tensor) -> Tensor:
-    """(N,D), log(p / (1 - p)) of each bit's being 1 -> (): the entropy of a vector's code in nats, the mean over vectors.
+    """(N,D), log(p / (1 - p)) of each bit's being 1 -> (): the entropy of a vector's code in nats,
+    the mean over vectors.
 
     The bits of one vector are independent, so that their entropies add up: exact for any D.
     """
@@ -71,8 +74,9 @@ def code_probabilities(logits: Tensor) -> Tensor:
 def mean_probabilities(logits: Tensor) -> Tensor:
     """(N,G) as `entropy_of_bits` -> (2^G,): how likely each code is, the mean over vectors.
 
-    A code's probability is that of its lower half of bits times that of its upper half, so that the mean over all vectors is one
-    product of two matrices, of which neither has more than 2^ceil(G/2) columns: N x 2^G numbers are never held.
+    A code's probability is that of its lower half of bits times that of its upper half, so that the mean over all
+    vectors is one product of two matrices, of which neither has more than 2^ceil(G/2) columns:
+    N x 2^G numbers are never held.
     """
     low, high = logits.tensor_split([logits.shape[1] // 2], dim=1)
     return (code_probabilities(high).T @ code_probabilities(low)).flatten() / len(logits)
@@ -81,8 +85,8 @@ def mean_probabilities(logits: Tensor) -> Tensor:
 def entropy_of_all(logits: Tensor, *, group: int, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """(N,D) as `entropy_of_bits` -> (): the entropy of the mean distribution of codes in nats.
 
-    `mean` takes this process's mean over vectors to that over everyone's. Exact where `group` bits are all there are. Otherwise
-    each group's entropy is exact and their sum stands for the whole, as in BSQ, where a group is one bit: it
+    `mean` takes this process's mean over vectors to that over everyone's. Exact where `group` bits are all there are.
+    Otherwise each group's entropy is exact and their sum stands for the whole, as in BSQ, where a group is one bit: it
     is never less, and equal where the groups are independent of one another.
     """
     total = logits.new_zeros(())
@@ -150,7 +154,8 @@ class LFQ(Quantizer):
             chosen = (flat.detach() > 0).to(flat.dtype) * (2 * self.unit) - self.unit  # (N,D)
             loss = settings.commitment * F.mse_loss(flat, chosen)
             if settings.entropy:
-                # softmax(-|feature - code|^2 / t): for one bit the two distances differ by 4 feature unit, and t is in units^2.
+                # softmax(-|feature - code|^2 / t): for one bit the two distances differ by 4 feature unit,
+                # and t is in units^2.
                 logits = flat * (4 / (self.unit * settings.temperature))  # (N,D)
                 spread = entropy_of_all(logits, group=settings.group, mean=mean)
                 loss = loss + settings.entropy * (entropy_of_bits(logits) - spread)

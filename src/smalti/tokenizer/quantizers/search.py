@@ -1,6 +1,6 @@
 """The search for the nearest code, in pieces: the N x K distances are never held whole.
 
-Letters: N vectors, D their dimension, K codes.
+Notation: N vectors, D their dimension, K codes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The codebook Z: features -> nearest codes, and codes -> latents.
 
-Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
-Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized codes of
-low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
+Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized
+codes of low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
 
-What keeps a codebook alive (`kmeans`, `counted`, `forgotten`, `restarted`) is here for the other quantizers with such a one too.
+What keeps a codebook alive (`kmeans`, `counted`, `forgotten`, `restarted`) is here
+for the other quantizers with such a one too.
 """
 
 from __future__ import annotations
@@ -47,13 +48,16 @@ class VQSettings:
     beta_on: Literal["commitment", "codebook"] = "commitment"
     """"commitment" is the paper; "codebook" is what its code does (beta on the term that moves the codes)."""
     gradient: GradientName = "straight-through"
-    """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
+    """How the decoder's gradient reaches the features: "straight-through" as it is;
+    "rotation" turned back from code to feature."""
     kmeans_iterations: Natural = 10
-    """k-means rounds that place the codes on the first images' features; 0 starts from uniform noise as the paper's code."""
+    """k-means rounds that place the codes on the first images' features;
+    0 starts from uniform noise as the paper's code."""
     dead_code_threshold: ProperFraction = 0.1
     """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
     usage_decay: ProperFraction = 0.95
-    """How much of the running use of a code remains after a step; more, where a step has few features for so many codes."""
+    """How much of the running use of a code remains after a step; more, where a step has few features
+    for so many codes."""
     remap: RemapSettings = RemapSettings()
     """A table of the codes that are shown outside."""
 
@@ -71,8 +75,8 @@ class VQSettings:
 def kmeans(vectors: Tensor, size: int, *, rounds: int, normalized: bool, generator: torch.Generator) -> Tensor:
     """vectors (N,D), everyone's -> (size,D) centers, by `rounds` of Lloyd's algorithm from random members.
 
-    A center that no vector is nearest to moves to a random vector. All processes get the centers of the first: a GPU adds in any
-    order, and a difference in the last bit of one sum can end in other centers.
+    A center that no vector is nearest to moves to a random vector. All processes get the centers of the first: a GPU
+    adds in any order, and a difference in the last bit of one sum can end in other centers.
     """
     centers = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
     for _ in range(rounds):
@@ -98,9 +102,9 @@ def counted(codes: Tensor, size: int) -> Tensor:
 def forgotten(memory: float, *, vectors: int, size: int) -> float:
     """How much of the running use of `size` codes a step with so many vectors replaces: 1 - `memory`, or less.
 
-    A code of mean use is taken vectors / size times a step. Where that is little (16384 codes, 1024 vectors) hardly a code is
-    taken within the time that 0.95 remembers, and most would be called dead by chance. So the time is stretched until each
-    has had `CHANCES` turns.
+    A code of mean use is taken vectors / size times per step. Where that is little (16384 codes, 1024 vectors) hardly a
+    code is taken within the time that 0.95 remembers, and most would be called dead by chance. So the time is stretched
+    until each has had `CHANCES` turns.
     """
     return min(1 - memory, vectors / (CHANCES * size))
 
@@ -110,9 +114,10 @@ def restarted(
 ) -> tuple[Tensor, Tensor]:
     """Running use (K,) with the mean 1 -> the codes that are to restart, and for each on which of `among` vectors.
 
-    They are those of `known` whose use is less than `below`, but no more than a quarter of the vectors, so that restarted codes
-    do not all sit on the same few images; the least used first. Their use becomes 1, in place, so that they have time to be
-    found. The vectors are drawn evenly, and so most of them lie where most features are, which is where codes are wanting.
+    They are those of `known` whose use is less than `below`, but no more than a quarter of the vectors, so that
+    restarted codes do not all sit on the same few images; the least used first. Their use becomes 1, in place, so that
+    they have time to be found. The vectors are drawn evenly, and so most of them lie where most features are,
+    which is where codes are wanting.
     """
     dead = known[use[known] < below]
     limit = max(1, among // 4)
@@ -196,7 +201,8 @@ class VQ(Quantizer):
 
     @torch.no_grad()
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """As `Quantizer.update_codebook`. Where there is a code table only its codes are counted, and only they restart."""
+        """As `Quantizer.update_codebook`. Where there is a code table only its codes are counted,
+        and only they restart."""
         size, settings, vectors = self.settings.codebook_size, self.settings, codes.numel()
         known = self.table.select_used(torch.arange(size, device=codes.device), dim=0)
         counts = counted(self.table.inside(codes), size).to(self.use.dtype)

@@ -1,6 +1,6 @@
 """Codes <-> images of any size in bounded memory: a small image whole, a large one strip by strip.
 
-Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code, r rows of a strip.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code, r rows of a strip.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from smalti.tokenizer.tiled.tiled_progress import Progress, image_progress, no_p
 from smalti.tokenizer.vqgan import VQGAN
 
 MAX_UNTILED_PIXELS = 2**20
-"""Pixels of an image above which it goes by strips: 1024 x 1024. Whole, that takes 1.6 GiB with a tokenizer of usual width, and
-four times as much for each doubling of both sides; strips take a third of it, and a sixth more of time (docs/log.md)."""
+"""Pixels of an image above which it goes by strips: 1024 x 1024. Whole, that takes 1.6 GiB with a tokenizer of usual
+width, and four times as much for each doubling of both sides; strips take a third of it, and a sixth more
+of time (docs/log.md)."""
 STRIP = 2**26
 """Bytes of a strip of the widest map, of float32: 64 MiB. About ten are in memory."""
 
 
 def tile_rows(model: VQGAN, width: int) -> int:
-    """Pixels of a row of an image -> how many rows make a strip of about `STRIP` bytes; 8 of the highest map at least."""
+    """Pixels of a row of an image -> how many rows make a strip of about `STRIP` bytes; 8
+    of the highest map at least."""
     autoencoder = model.settings.autoencoder
     # The first block of the decoder's highest level has the width of the level below.
     widest = max(*autoencoder.widths[:2], *autoencoder.decoder_widths[:2])
@@ -41,7 +43,8 @@ def is_large(model: VQGAN, grid: Tensor) -> bool:
 def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = no_progress) -> Quantized:
     """Images, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
-    Images of more than `MAX_UNTILED_PIXELS` pixels are encoded one by one. Errors as in `encode_tiled`, and as in `VQGAN.encode`.
+    Images of more than `MAX_UNTILED_PIXELS` pixels are encoded one by one. Errors as in `encode_tiled`,
+    and as in `VQGAN.encode`.
     """
     images, device = model.batch(images), next(model.parameters()).device
     if images.shape[2] * images.shape[3] <= MAX_UNTILED_PIXELS:
@@ -62,7 +65,7 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no
     """Latents (B,D,h,w) -> images (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
 
     Images of more than `MAX_UNTILED_PIXELS` pixels are decoded one by one.
-    Raises `SmaltiError` where there is no room for a temporary file.
+    Raises `SmaltiError` if there is no room for a temporary file.
     """
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
     images = [
@@ -80,7 +83,7 @@ def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = no_progr
     """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
     Images of at most `MAX_UNTILED_PIXELS` pixels are one strip.
-    Raises `SmaltiError` where there is no room for a temporary file, and where
+    Raises `SmaltiError` if there is no room for a temporary file, and where
     weights are not finite.
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor

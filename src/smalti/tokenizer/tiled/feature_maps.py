@@ -1,6 +1,7 @@
-"""Maps of features that are written and read strip by strip, in memory or in a file, and know the moments of their channels.
+"""Maps of features that are written and read strip by strip, in memory or in a file, and know the moments
+of their channels.
 
-Letters: B batch, C channels, H W height and width of the map, r rows of a strip, G groups of a GroupNorm.
+Notation: B batch, C channels, H W height and width of the map, r rows of a strip, G groups of a GroupNorm.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class MapStorage:
 
 
 class Storage(ABC):
-    """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so that a strip is one piece."""
+    """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so
+    that a strip is one piece."""
 
     @abstractmethod
     def write(self, first: int, strip: Tensor) -> None:
@@ -110,7 +112,7 @@ class InMemory(Storage):
 
 @final
 class OnDisk(Storage):
-    """In a file without a name. Raises `SmaltiError` where the folder has no room for it.
+    """In a file without a name. Raises `SmaltiError` if the folder has no room for it.
 
     It is read and written, not mapped: the pages of a mapped file would count as memory of the process.
     """
@@ -177,7 +179,8 @@ class Map:
         return self._storage.read
 
     def overwritten(self, strips: Iterable[Tensor]) -> Map:
-        """A map of the same shape in place of this one, which is gone. Each strip is computed before its rows are written."""
+        """A map of the same shape in place of this one, which is gone.
+        Each strip is computed before its rows are written."""
         return Map(self._storage, strips, self.height)
 
     def _written(self, strips: Iterable[Tensor]) -> Iterator[Moments]:

@@ -1,9 +1,11 @@
-"""Decoding and encoding strip by strip: images of any size in bounded memory, as from the whole image up to float rounding.
+"""Decoding and encoding strip by strip: images of any size in bounded memory,
+as from the whole image up to float rounding.
 
-Each convolution is one walk over a map, from top to bottom, in strips of rows. A strip is read with the row above and below it
-that the kernel reaches; the rows at a border of the strip that is no border of the map are computed and dropped. GroupNorm's
-statistics are those of the whole map, gathered in float64 while the map was written. Attention has its keys and values whole, and
-its queries in pieces. Where a map is read for the last time, the result is written in its place.
+Each convolution is one walk over a map, from top to bottom, in strips of rows. A strip is read with the row above and
+below it that the kernel reaches; the rows at a border of the strip that is not a border of the map are computed and
+dropped. GroupNorm's statistics are those of the whole map, gathered in float64 while the map was written. Attention has
+its keys and values whole, and its queries in pieces. Where a map is read for the last time,
+the result is written in its place.
 
 A map larger than `memory_limit` bytes is in a temporary file, written once and read once or twice; nothing is computed
 again. Costs, for strips of r rows:
@@ -14,11 +16,11 @@ again. Costs, for strips of r rows:
     in memory    up to three maps of `memory_limit` bytes, about ten strips, and keys and values of one attention:
                  two maps of its level
 
-Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
-of its map.
+Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for
+the whole of its map.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a code, T
-positions.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a
+code, T positions.
 """
 
 from __future__ import annotations
@@ -65,10 +67,10 @@ def decode_tiled(
 ) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> what `model.decode` makes of them, in strips (B,C,r,W) from top to bottom.
 
-    Each strip has `rows` rows (a multiple of the stem: the next smaller, but at least the stem), the last what remains. The first
-    comes late: all maps but the last are computed before it, and `progress` reports them. Without gradients. `model` is
-    in evaluation mode: dropout would be drawn again for each strip. Temporary files are in `folder`, or in the system's folder for
-    them.
+    Each strip has `rows` rows (a multiple of the stem: the next smaller, but at least the stem), the last what remains.
+    The first comes late: all maps but the last are computed before it, and `progress` reports them. Without gradients.
+    `model` is in evaluation mode: dropout would be drawn again for each strip. Temporary files are in `folder`, or in
+    the system's folder for them.
 
     Raises `SmaltiError` for fewer than 1 row, and where there is no room for a file.
     """
@@ -101,14 +103,15 @@ def encode_tiled(
     folder: Path | None = None,
     progress: Progress = no_progress,
 ) -> Quantized:
-    """Images of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w), codes (B,h,w), loss ().
+    """Images of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w),
+    codes (B,h,w), loss ().
 
-    `read(first, last)` gives rows first to last - 1 of the images, (B,C,last-first,W): about `rows` at a time, from top to
-    bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more before all, to see
-    how wide it is. What lies on the code grid is held whole. The rest as in `decode_tiled`.
+    `read(first, last)` gives rows first to last - 1 of the images, (B,C,last-first,W): about `rows` at a time, from top
+    to bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more
+    before all, to see how wide it is. What lies on the code grid is held whole. The rest as in `decode_tiled`.
 
-    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than requested, weights
-    that are not finite, and where there is no room for a file.
+    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than requested,
+    weights that are not finite, and where there is no room for a file.
     """
     features = features_tiled(
         model, read, height, rows=rows, memory_limit=memory_limit, folder=folder, progress=progress
@@ -131,7 +134,8 @@ def features_tiled(
     folder: Path | None = None,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """Images as in `encode_tiled` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
+    """Images as in `encode_tiled` -> what `model.features` makes of them: (B,D,h,w) before quantization.
+    Errors as there."""
     if height < 1 or height % model.factor:
         raise SmaltiError(f"an image of {height} rows cannot be cut into tiles of {model.factor}; crop or pad it")
     encoder = model.encoder
@@ -208,7 +212,8 @@ def _reach(layer: nn.Module) -> _Reach:
 
 @final
 class _Walk:
-    """Layers of a network over maps in strips of at most `rows` rows, what is between them in `storage`, counted as `counter`."""
+    """Layers of a network over maps in strips of at most `rows` rows, what is between them in `storage`,
+    counted as `counter`."""
 
     def __init__(self, rows: int, storage: MapStorage, counter: MultiplicationCounter) -> None:
         self._rows = rows
@@ -231,7 +236,8 @@ class _Walk:
         return _Walk(self._rows * times, self._storage, self._counter)
 
     def bounds(self, height: int, reach: _Reach) -> Iterator[tuple[int, int]]:
-        """(first, last) of each strip of what a layer makes, `height` rows; neither it nor its input has more than `rows`."""
+        """(first, last) of each strip of what a layer makes, `height` rows;
+        neither it nor its input has more than `rows`."""
         step = max(self._rows // max(reach.takes, reach.gives), 1) * reach.gives
         return pairwise([*range(0, height, step), height])
 

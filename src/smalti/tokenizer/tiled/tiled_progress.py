@@ -1,7 +1,8 @@
 """Progress of tiled encoding and decoding, in rows of the image.
 
-Nearly all of the time passes before the first strip of an image is done, so progress counts multiplications instead of strips.
-They are counted: of each convolution its weights, once for each position of what it makes, and of attention its scores and sums.
+Nearly all of the time passes before the first strip of an image is done, so progress counts multiplications instead of
+strips. They are counted: of each convolution its weights, once for each position of what it makes, and
+of attention its scores and sums.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def image_progress(progress: Progress, number: int, count: int) -> Progress:
 
 
 def multiplications(layers: nn.Module, positions: int, *, keys: int) -> int:
-    """Layers that make `positions` positions of a map, those of attention looking at `keys` positions each -> multiplications."""
+    """Layers that make `positions` positions of a map, those of attention looking at `keys` positions each
+    -> multiplications."""
     count = 0
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d):
