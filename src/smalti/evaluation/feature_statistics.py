@@ -139,7 +139,7 @@ def read_statistics(path: Path) -> Statistics:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "arr_0"}
             samples = "arr_0" in file.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damage in its zip file, in the headers of its arrays, or in their numbers: of any kind
         raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); download it again") from error
     if "mu" not in arrays or "sigma" not in arrays:
         there = ", ".join([*arrays, *(["arr_0"] if samples else [])]) or "nothing"
