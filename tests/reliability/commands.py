@@ -1,5 +1,5 @@
-"""Commands of smalti in processes that start within milliseconds and can be killed: they are forked from one that has imported
-everything."""
+"""Commands of smalti in processes that start within milliseconds and can be killed: they are forked from one that has
+imported everything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 300.0
 def start(
     folder: Path, arguments: Sequence[str], *, log: Path, prepare: Callable[[], object] | None = None
 ) -> ForkServerProcess:
-    """Start `smalti` with arguments in a folder; what it prints is appended to a file. `prepare` is called in it before."""
+    """Start `smalti` with arguments in a folder; what it prints is appended to a file. `prepare` is called first."""
     process = SERVER.Process(target=_run, args=(folder, list(arguments), log, prepare))
     process.start()
     return process

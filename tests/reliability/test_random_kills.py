@@ -1,4 +1,4 @@
-"""`kill -9` at moments that nobody chose: in `fit`, in both trainings, in encoding, while images are generated and saved.
+"""`kill -9` at random moments: in `fit` with both trainings and encoding, while images are generated and saved.
 
 SMALTI_KILLS is how many there are of each kind of command; docs/reliability.md says how many were made.
 """

@@ -155,7 +155,9 @@ def _refuse_other_kinds(file: BinaryIO) -> None:
         records: list[str] = torch._C.PyTorchFileReader(file).get_all_records()  # as `torch.load` lists them
         file.seek(0)
         if "constants.pkl" in records:
-            raise SmaltiError("it is a program (TorchScript), and not weights; nothing was executed. Do not use this file")
+            raise SmaltiError(
+                "it is a program (TorchScript), and not weights; nothing was executed. Do not use this file"
+            )
     elif begin[:1] != pickle.PROTO:
         raise ValueError("it begins neither as a zip file nor as a pickle")
 

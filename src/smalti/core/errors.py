@@ -8,7 +8,25 @@ from collections.abc import Iterable, Sequence
 
 class SmaltiError(Exception):
     """An error that a user can cause and fix. The command line prints its message without a traceback,
-    and exits with status 1."""
+    and exits with status 1.
+
+    Messages quote names and values from files of others: what is not printable in them, such as the codes that move a
+    terminal's cursor, is written as Python writes it.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    r"""Text -> the same in one line, with escapes for line breaks, control codes and halves of characters.
+
+    >>> printable("a\x1b[2J\nb")
+    'a\\x1b[2J\\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 LISTED = 40

@@ -25,8 +25,10 @@ from smalti.core.files import read_text
 
 T = TypeVar("T")
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, lt=2**62)]
+Natural = Annotated[int, Field(ge=0, lt=2**62)]
+LayerCount = Annotated[int, Field(ge=1, le=1000)]
+"""How many layers follow one another; each takes time to make, whatever its size."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]

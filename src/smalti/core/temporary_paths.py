@@ -1,8 +1,8 @@
 """Temporary files and folders beside what they will become, which a killed process does not leave behind for good.
 
-Their name follows from the name of the result, `.NAME.tmp`, and their writer holds a lock on them: the next writer of the
-same result takes over what a killed one left. While another process is writing the same result, and where there are no
-locks (Windows, some network file systems), the name is a random one.
+Their name follows from the name of the result, `.NAME.tmp`, and their writer holds a lock on them: the next writer of
+the same result takes over what a killed one left. While another process is writing the same result, and where there are
+no locks (Windows, some network file systems), the name is a random one.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ class Links(Generic[T]):
         for found in self._followed(path, entered=set()):
             self._followed_files += 1
             if self._followed_files > _MOST_FILES:
-                raise SmaltiError(f"its links stand for more than {_MOST_FILES:,} files; write the archive without links")
+                raise SmaltiError(
+                    f"its links stand for more than {_MOST_FILES:,} files; write the archive without links"
+                )
             yield found
 
     def _followed(self, path: str, entered: set[str]) -> Iterator[tuple[str, T]]:

@@ -181,7 +181,7 @@ def _load(path: Path, *, shape: tuple[int, ...], dtype: np.dtype[Any], mapped: b
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise SmaltiError(f"there is no file {path}; the folder is not whole, encode again") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python's literals, which fail in many ways
         raise SmaltiError(f"{path} is damaged ({error}); remove the folder and encode again") from error
     if array.shape != shape or array.dtype != dtype:
         raise SmaltiError(

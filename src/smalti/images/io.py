@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from smalti.core.capacity import check_memory
-from smalti.core.errors import SmaltiError
+from smalti.core.errors import SmaltiError, printable
 from smalti.core.files import open_file, parse_json, write_atomically
 from smalti.images.large_planes import resize_plane
 from smalti.images.pixel_formats import Levels, as_floats, levels_of, orientation, pixels_of, stored_numbers, upright
@@ -72,7 +72,7 @@ class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name} {self.reason}"
+        return printable(f"{self.name} {self.reason}")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from smalti.core.errors import SmaltiError
 from smalti.core.files import (
     folder_written_atomically,
+    parse_json,
     read_json,
     refusals_explained,
     write_atomically,
@@ -253,10 +254,10 @@ def _is_encoding_output(entry: Path) -> bool:
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             continue
-        if isinstance(value, dict) and "seen" in value:
+        if isinstance(value, dict) and isinstance(value.get("seen"), int) and isinstance(value.get("part"), str):
             yield value
 
 
