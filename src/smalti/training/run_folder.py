@@ -237,10 +237,11 @@ def _best_of(notes: Mapping[str, Any]) -> int:
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, perhaps of an older version -> the same with defaults for settings that did not exist then."""
-    cls = STAGES.get(config.get("stage", ""))
-    names = cls.__dataclass_fields__ if cls else {}
+    cls = STAGES.get(str(config.get("stage")))
+    if cls is None:
+        return dict(config)
     try:
-        known = parse(cls, {name: config[name] for name in names if name in config}, where="") if cls else None
+        known = parse(cls, {name: config[name] for name in cls.__dataclass_fields__ if name in config}, where="")
     except SmaltiError:  # settings that no longer exist: they count as different
         return dict(config)
     return {**config, **as_mapping(known)}
