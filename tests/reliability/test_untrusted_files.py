@@ -425,3 +425,5 @@ def test_messages_cannot_move_the_cursor_of_a_terminal() -> None:
     assert str(SmaltiError("there is no file a\x1b[2J\nb\ud800")) == r"there is no file a\x1b[2J\nb\ud800"
     assert str(DamagedImage("a\r", "is empty")) == r"a\r is empty"
     assert printable("Grüße, 日本") == "Grüße, 日本"
+    assert len(str(SmaltiError("a" * 10**6 + "; remove it"))) < 3000
+    assert str(SmaltiError("a" * 10**6 + "; remove it")).endswith("; remove it")
