@@ -137,7 +137,7 @@ def read_statistics(path: Path) -> Statistics:
         raise SmaltiError(f"there is no file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name != "arr_0"}
+            arrays = {name: _numbers(file[name], name) for name in file.files if name != "arr_0"}
             samples = "arr_0" in file.files
     except Exception as error:  # damage in its zip file, in the headers of its arrays, or in their numbers: of any kind
         raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); download it again") from error
@@ -157,6 +157,11 @@ def read_statistics(path: Path) -> Statistics:
     )
 
 
+def _numbers(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """An array of the file -> means and covariances in double precision, others as they are."""
+    return np.asarray(array, np.float64) if name.startswith(("mu", "sigma")) else array
+
+
 def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     if "smalti" not in arrays:
         return {}
@@ -169,6 +174,4 @@ def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]
 
 def _gaussian(mean: npt.NDArray[Any], covariance: npt.NDArray[Any], images: Any) -> Gaussian:
     number = images if isinstance(images, int) else None
-    return Gaussian(
-        torch.from_numpy(np.asarray(mean, np.float64)), torch.from_numpy(np.asarray(covariance, np.float64)), number
-    )
+    return Gaussian(torch.from_numpy(mean), torch.from_numpy(covariance), number)
