@@ -28,6 +28,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Push all files below a folder to the disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and only then give it the name `path`.
 
@@ -55,8 +61,7 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
     """
     with refusals_explained(path), temporary_folder(path) as temporary:
         yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
+        sync_folder(temporary)
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(path)
         _sync(path.parent)

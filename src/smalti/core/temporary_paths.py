@@ -35,7 +35,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
     name, descriptor = temporary_name(path), None
     if LOCKS:
         with suppress(OSError):
-            descriptor = _locked(name, os.O_RDWR | os.O_CREAT)
+            descriptor = lock(name, os.O_RDWR | os.O_CREAT)
     if descriptor is None:
         descriptor, random_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         name = Path(random_name)
@@ -57,7 +57,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     if LOCKS:
         with suppress(OSError):
             name.mkdir(mode=0o700, exist_ok=True)
-            descriptor = _locked(name, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = lock(name, os.O_RDONLY | os.O_DIRECTORY)
     if descriptor is None:
         name = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -72,8 +72,11 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _locked(name: Path, flags: int) -> int | None:
-    """Open and lock a file or folder -> its descriptor; None where another process has it, or it is somebody else's."""
+def lock(name: Path, flags: int) -> int | None:
+    """Open and lock a file or folder -> its descriptor; None where another process has it, or it is somebody else's.
+
+    Raises `OSError` where it cannot be opened.
+    """
     descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

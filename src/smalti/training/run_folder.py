@@ -249,7 +249,7 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_encoding_output(entry: Path) -> bool:
     """Whether it is a folder of codes that encoding before the training wrote, complete or not."""
-    return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix == ".tmp")
+    return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix in (".tmp", ".parts"))
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
