@@ -38,6 +38,9 @@ class SharedWork:
         self._notes = self.folder / _NOTES
         with refusals_explained(out):
             self._notes.mkdir(parents=True, exist_ok=True)
+            if out.is_dir():  # another process has finished since, and this folder is a new one
+                shutil.rmtree(self.folder)
+                return
         written = self._notes / "request.json"
         if written.is_file() and read_json(written) != request:
             raise SmaltiError(

@@ -138,7 +138,7 @@ class ListSource(Source):
             if not name:
                 continue
             found = finder.find(name)
-            if found is None:
+            if found is None or PurePosixPath(key_below(path.parent, found)).name in ("", ".."):  # no file
                 missing.append(f"{name} (line {number})")
             else:
                 keys[key_below(path.parent, found)] = None
