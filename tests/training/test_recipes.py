@@ -21,7 +21,7 @@ from smalti.losses.patch_discriminator import PatchSettings
 from smalti.pipeline import Pipeline
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import STAGES, PriorTraining, TokenizerTraining, read_recipe, recipes, resolve
-from smalti.training.prior_networks import Codes, GPTNetwork, build_network
+from smalti.training.prior_networks import CodesRead, GPTNetwork, build_network
 from smalti.training.run_folder import read_metrics
 from tests.small import SIDE, write_images
 
@@ -58,10 +58,8 @@ def test_every_recipe_resolves_and_comes_back_from_its_yaml(recipe: str) -> None
 
 def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text(
-        "like: small\nprior: {network: {layers: 2}}\ntokenizer: {model: {quantizer: {name: gumbel, codebook_size: "
-        "64}}}\n"
-    )
+    quantizer = "tokenizer: {model: {quantizer: {name: gumbel, codebook_size: 64}}}\n"
+    mine.write_text("like: small\nprior: {network: {layers: 2}}\n" + quantizer)
     changed, whole = read_recipe(str(mine)), read_recipe("small")
     assert changed["prior"]["network"] == {**whole["prior"]["network"], "layers": 2}
     assert changed["prior"]["run"] == whole["prior"]["run"]
@@ -295,7 +293,7 @@ def test_priors_have_as_many_weights_as_the_original(recipe: str, weights: int) 
     some = {"labels": 1000, "unconditional": 0}.get(settings.condition, settings.network.vocab_size)
     size, prefix = settings.network.vocab_size, PREFIXES[settings.condition]
     with torch.device("meta"):
-        made = build_network(settings.network, Codes(size=size, grid=(16, 16), condition_size=some, prefix=prefix))
+        made = build_network(settings.network, CodesRead(size=size, grid=(16, 16), condition_size=some, prefix=prefix))
     assert count(made.prior) == weights
 
 

@@ -260,8 +260,7 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
         f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
         "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
         f"the widths {', '.join(map(str, autoencoder.widths))} (model.autoencoder.base_channels and "
-        "channel_multipliers), "
-        "whose GroupNorms differ in "
+        "channel_multipliers), whose GroupNorms differ in "
         "their number of groups,": any(math.gcd(width, 32) != groups for width in autoencoder.widths),
         **autoencoder.decoder_differences,
     }

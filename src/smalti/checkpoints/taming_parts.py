@@ -251,9 +251,8 @@ def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str
     autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     if not isinstance(quantizer, VQSettings | GumbelSettings):
         raise SmaltiError(
-            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot "
-            "be written as one of "
-            "its own, which are 'vq' and 'gumbel'"
+            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot be "
+            "written as one of its own, which are 'vq' and 'gumbel'"
         )
     if isinstance(quantizer, VQSettings) and quantizer.l2_normalize:
         raise SmaltiError(
@@ -331,7 +330,7 @@ def about(part: Part, *, where: str) -> dict[str, Any]:
     return {"imported_from": part.target, "size": [side, side]}
 
 
-def read_tokenizer(part: Part, weights: Mapping[str, Tensor], *, prefix: str, where: str) -> VQGAN:
+def read_first_stage(part: Part, weights: Mapping[str, Tensor], *, prefix: str, where: str) -> VQGAN:
     """A first stage's section, and weights of which its own begin with `prefix` -> the tokenizer."""
     mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     used = len(mine["quantize.used"]) if "quantize.used" in mine else 0

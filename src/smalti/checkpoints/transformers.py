@@ -100,10 +100,9 @@ def _checked(prior: Prior | None) -> GPT:
         raise SmaltiError("transformers holds priors, and this is a tokenizer alone; name the pipeline's folder")
     if isinstance(prior, Transformer):
         raise SmaltiError(
-            "transformers has no network like this prior (network.name = 'transformer'): its Llama turns "
-            "queries and keys by one "
-            "place in the sequence, this prior by row and column of the image; a prior with network.name=gpt "
-            "fits its GPT-2"
+            "transformers has no network like this prior (network.name = 'transformer'): its Llama turns queries and "
+            "keys by one place in the sequence, this prior by row and column of the image; a prior with "
+            "network.name=gpt fits its GPT-2"
         )
     if not isinstance(prior, GPT):
         raise SmaltiError(
@@ -111,9 +110,8 @@ def _checked(prior: Prior | None) -> GPT:
         )
     if prior.settings.unmasked > 1:  # a first code that sees "all" of itself is as masked as any
         raise SmaltiError(
-            f"transformers' GPT-2 has no place for network.unmasked = {prior.settings.unmasked}: there each "
-            "code sees those before "
-            "it alone; this prior cannot be written as one"
+            f"transformers' GPT-2 has no place for network.unmasked = {prior.settings.unmasked}: there each code sees "
+            "those before it alone; this prior cannot be written as one"
         )
     return prior
 

@@ -107,14 +107,12 @@ class Coordinates(UnsizedCondition):
         if height % factor or width % factor:
             raise SmaltiError(
                 f"coordinates of {height} x {width} pixels (height x width) are not made of tiles of {factor}; crop "
-                "them "
-                f"to {height // factor * factor} x {width // factor * factor}"
+                f"them to {height // factor * factor} x {width // factor * factor}"
             )
         if coordinates.numel() and not (coordinates.min() >= 0 and coordinates.max() <= 1):
             raise SmaltiError(
                 f"coordinates are fractions of an image, from 0 to 1, and these are from {float(coordinates.min()):g} "
-                "to "
-                f"{float(coordinates.max()):g}"
+                f"to {float(coordinates.max()):g}"
             )
         means = F.adaptive_avg_pool2d(coordinates.cpu(), (height // factor, width // factor))  # (B,1,h,w)
         levels = (means.clamp(0, 1) * self.settings.levels).round().squeeze(1).to(torch.int64)  # (B,h,w)
@@ -145,8 +143,7 @@ def _image(value: Any, size: tuple[int, int]) -> Tensor:
     if value.top < 0 or value.left < 0 or bottom > value.full_size[0] or right > value.full_size[1]:
         raise SmaltiError(
             f"an image of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond "
-            "the "
-            f"larger one of {value.full_size[0]} x {value.full_size[1]}; begin between (0, 0) and "
+            f"the larger one of {value.full_size[0]} x {value.full_size[1]}; begin between (0, 0) and "
             f"({max(value.full_size[0] - size[0], 0)}, {max(value.full_size[1] - size[1], 0)})"
         )
     return coordinate_image(value.full_size)[:, value.top : bottom, value.left : right]

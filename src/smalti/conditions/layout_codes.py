@@ -60,8 +60,7 @@ class Annotation:
         if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
                 f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to "
-                "1, "
-                "not in pixels"
+                "1, not in pixels"
             )
         if self.box[2] < 0 or self.box[3] < 0:
             raise SmaltiError(
@@ -129,7 +128,7 @@ _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
 and added to the class."""
 
 
-def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
+def truncate_objects(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
     """The first `max_objects` objects. Warns if objects are dropped."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
@@ -160,7 +159,9 @@ def encode_layout(
     have no code.
     """
     check_crop(crop)
-    visible = [annotation for annotation in truncate(annotations, settings) if _overlap(annotation.box, crop) > 0]
+    visible = [
+        annotation for annotation in truncate_objects(annotations, settings) if _overlap(annotation.box, crop) > 0
+    ]
     view = FULL_IMAGE if settings.encode_crop else crop
     codes: list[int] = []
     for annotation in visible:
@@ -191,8 +192,7 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
     if code >= settings.none:
         raise SmaltiError(
             f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, "
-            "and "
-            f"codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
+            f"and codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
         )
     return code
 

@@ -60,8 +60,7 @@ class PrecomputedCodes(UnsizedCondition):
         if row.shape != (self.length,):
             raise SmaltiError(
                 f"the condition {self.key!r} has {self.length} codes per image, and a row of the shape "
-                f"{tuple(row.shape)} "
-                f"was given; give ({self.length},)"
+                f"{tuple(row.shape)} was given; give ({self.length},)"
             )
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
             raise SmaltiError(f"condition codes are whole numbers, {value!r} holds {row.dtype}; round them first")

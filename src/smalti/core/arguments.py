@@ -70,6 +70,5 @@ def check_finite(numbers: Tensor, *, what: str) -> None:
     if not torch.compiler.is_compiling() and not bool(numbers.detach().isfinite().all()):
         raise SmaltiError(
             f"{what} are not finite (NaN or infinite): the weights of the model are damaged; copy or convert it again, "
-            "or go back "
-            "to an earlier checkpoint"
+            "or go back to an earlier checkpoint"
         )

@@ -196,8 +196,7 @@ def _sentence(cls: type[Any], item: Any, where: str) -> str:
         quoted = '["...", "..."]' if name != key else '"..."'
         message = (
             "text is wanted, and without quotes YAML reads some names as numbers, dates, yes or no; put them in "
-            "quotes, in a shell "
-            f"'{name}={quoted}'"
+            f"quotes, in a shell '{name}={quoted}'"
         )
     return f"{where}: {key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
 

@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.images.edge_maps import edges
 from smalti.images.io import (
     IMAGE_SUFFIXES,
     Array,
     Covering,
     DamagedImage,
-    Filter,
     check_covering,
-    edges,
     read_covering,
     read_image,
-    resize_to_cover,
     to_tensor,
 )
 from smalti.images.label_maps import DEPTH_SUFFIXES, LABEL_SUFFIXES, depth_levels, read_depth, read_labels
+from smalti.images.resizing import Filter, resize_to_cover
 
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
@@ -81,7 +80,7 @@ class FileType(ABC):
         """What a model folder and a code folder say about it, as plain values; `file_type_of` reads them back."""
 
 
-class Levels(FileType):
+class BrightnessLevels(FileType):
     """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given,
     and nothing more is to be said."""
 
@@ -97,7 +96,7 @@ class Levels(FileType):
 
 @final
 @dataclass(frozen=True)
-class Color(Levels):
+class Color(BrightnessLevels):
     """Images of 1, 3 or 4 channels -> arrays (H,W,C) uint8 or uint16, and (C,H,W) float32 in [-1,1]."""
 
     name = "color"
@@ -109,8 +108,8 @@ class Color(Levels):
         if channels not in (1, 3, 4):
             raise SmaltiError(
                 f"a tokenizer of {channels} channels is given no images, which have 1 (grayscale), 3 (color) or 4 "
-                "(color "
-                "and opacity); set model.autoencoder.channels to one of them, or images.file_type=labels for label maps"
+                "(color and opacity); set model.autoencoder.channels to one of them, or images.file_type=labels for "
+                "label maps"
             )
 
     def width(self, channels: int) -> int:
@@ -146,14 +145,12 @@ class Labels(FileType):
         if channels < 2:
             raise SmaltiError(
                 f"label maps have a channel for each label, and a tokenizer of {channels} channel can be given none; "
-                "set "
-                "model.autoencoder.channels to the number of labels"
+                "set model.autoencoder.channels to the number of labels"
             )
         if self.unlabeled is not None and self.unlabeled < channels:
             raise SmaltiError(
                 f"images.unlabeled = {self.unlabeled} is one of the {channels} labels from 0 to {channels - 1}, and "
-                "has a "
-                "channel of its own; leave it out, or give the number that stands for no label"
+                "has a channel of its own; leave it out, or give the number that stands for no label"
             )
 
     def width(self, channels: int) -> int:
@@ -198,7 +195,7 @@ class Labels(FileType):
 
 @final
 @dataclass(frozen=True)
-class Depth(Levels):
+class Depth(BrightnessLevels):
     """Depth maps -> arrays (H,W,1) uint16, each from its least depth to its greatest, and (1,H,W) float32 in [-1,1]."""
 
     name = "depth"
@@ -227,7 +224,7 @@ class Depth(Levels):
 
 @final
 @dataclass(frozen=True)
-class Edges(Levels):
+class Edges(BrightnessLevels):
     """Images -> their edges, found as they are read: arrays (H,W,1) uint8, and (1,H,W) float32 in [-1,1]."""
 
     name = "edges"

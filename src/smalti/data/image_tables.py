@@ -182,8 +182,7 @@ def _load(path: Path, **options: Any) -> Any:
     except Exception as error:  # the library has an exception for each mistake
         raise SmaltiError(
             f"cannot load the data set {name} from the Hub: {_sentence(error)}; look for its name on the Hub, or "
-            "download "
-            "it and give the folder"
+            "download it and give the folder"
         ) from error
 
 

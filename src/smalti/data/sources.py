@@ -311,8 +311,7 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
         if (path / "scenes.json").is_file():
             raise SmaltiError(
                 f"{path} holds scenes, whose label maps, depths and edges are not images; for their {file_type.files} "
-                "give "
-                f"{path / OF_SCENES.get(file_type.name, 'images')}"
+                f"give {path / OF_SCENES.get(file_type.name, 'images')}"
             )
         what = written_here(path)
         if what:

@@ -237,8 +237,7 @@ def _image(path: Path, stem: str, endings: Sequence[str]) -> str:
         if some:
             raise SmaltiError(
                 f"the sample {stem} of {path} holds several images ({', '.join(sorted(some))}); a sample is one image: "
-                "write "
-                "the shard with one of them"
+                "write the shard with one of them"
             )
     return ""
 

@@ -34,7 +34,7 @@ class Gaussian(NamedTuple):
 
 
 @final
-class Moments(Accumulator):
+class FeatureMoments(Accumulator):
     """Features (B,D) as they come by -> their mean and covariance, in float64; memory D x D.
 
     Batches are merged by the parallel rule of Chan, Golub and LeVeque 1983 ("Algorithms for Computing the Sample
@@ -144,8 +144,7 @@ class _Root(NamedTuple):
         if float(values[0]) < -1e-3 * largest or (largest == 0 and bool(values.any())):
             raise SmaltiError(
                 f"the statistics of the {name} hold no covariance: it has the negative eigenvalue "
-                f"{float(values[0]):.3g}; "
-                "compute them again"
+                f"{float(values[0]):.3g}; compute them again"
             )
         kept = values > largest * len(mean) * torch.finfo(torch.float64).eps  # the rest is rounding
         return cls(name, vectors[:, kept] * values[kept].sqrt())

@@ -32,9 +32,8 @@ def read_classifier(name: str) -> LogitDistance:
     path = Path(name).expanduser()
     if not path.is_file():
         raise SmaltiError(
-            f"there is no file {path}, and no classifier of that name; {suggestion(name, CLASSIFIERS)}, or "
-            "give the file of a "
-            "ResNet-50"
+            f"there is no file {path}, and no classifier of that name; {suggestion(name, CLASSIFIERS)}, or give the "
+            "file of a ResNet-50"
         )
     network = ResNet50()
     # torchvision's files may hold num_batches_tracked, which is not needed here.

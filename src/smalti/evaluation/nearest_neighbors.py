@@ -125,8 +125,7 @@ def kernel_distance(
     if not 2 <= size <= least:
         raise SmaltiError(
             f"the kernel distance cannot draw subsets of {size} images from sets of {len(samples)} and "
-            f"{len(reference)}; "
-            f"a subset has 2 to {least}"
+            f"{len(reference)}; a subset has 2 to {least}"
         )
     a, b = _double(samples), _double(reference)
     generator = np.random.RandomState(seed)  # torch-fidelity's generator, whose numbers NumPy keeps forever

@@ -70,9 +70,8 @@ def hatch(spectrum: Tensor, *, period: int) -> float:
     height, width = spectrum.shape
     if not is_measurable((height, width), period=period):
         raise SmaltiError(
-            f"a hatch of period {period} cannot be measured in images of {height}x{width}; a period is 2 or "
-            "more, and the images "
-            f"need {period * 2 * RING[1]:.0f} pixels each way"
+            f"a hatch of period {period} cannot be measured in images of {height}x{width}; a period is 2 or more, and "
+            f"the images need {period * 2 * RING[1]:.0f} pixels each way"
         )
     ratios = [
         math.log(float(spectrum[near].mean()) / float(spectrum[around].mean()))

@@ -51,8 +51,7 @@ def _about_images(inspection: Inspection, size: Size) -> Iterator[str]:
     if count < FEW:
         yield (
             f"{_are(count, 'image')} too few: the prior will memorize them; add images of the same kind, several "
-            "hundred "
-            "at least"
+            "hundred at least"
         )
     elif count < SOME:
         yield (
@@ -98,8 +97,7 @@ def _about_classes(inspection: Inspection) -> Iterator[str]:
     if rare:
         yield (
             f"{len(rare)} class{'es have' if len(rare) > 1 else ' has'} fewer than {RARE} images, such as {rare[0]}; "
-            "add "
-            "images, or move them to another class"
+            "add images, or move them to another class"
         )
 
 

@@ -14,7 +14,7 @@ from smalti.core.errors import SmaltiError
 from smalti.fit.fit_request import FitRequest
 from smalti.fit.found_conditions import FoundCondition
 from smalti.training.config import PriorTraining, TokenizerTraining, read_recipe, resolve
-from smalti.training.prior_networks import Codes
+from smalti.training.prior_networks import CodesRead
 from smalti.training.stage2 import VALIDATION_IMAGES
 
 T = TypeVar("T", TokenizerTraining, PriorTraining)
@@ -119,14 +119,14 @@ def _map_training(request: FitRequest, tokenizer: TokenizerTraining, condition: 
     )
 
 
-def codes_read(plan: Plan, conditions: Sequence[FoundCondition]) -> Codes:
+def codes_read(plan: Plan, conditions: Sequence[FoundCondition]) -> CodesRead:
     """What the prior will read, as far as it is known before the images are encoded: enough to estimate its pace."""
     f, (height, width) = plan.tokenizer.model.autoencoder.factor, plan.tokenizer.images.size
     grid = height // f, width // f
     lengths = [PREFIX_CODES.get(each.name, math.prod(grid)) for each in conditions]
     prefix = sum(lengths)
     size = plan.tokenizer.model.quantizer.size
-    return Codes(size=size, grid=grid, condition_size=CONDITION_CODES if conditions else 0, prefix=max(prefix, 1))
+    return CodesRead(size=size, grid=grid, condition_size=CONDITION_CODES if conditions else 0, prefix=max(prefix, 1))
 
 
 class Paces(NamedTuple):
@@ -138,7 +138,7 @@ class Paces(NamedTuple):
     """Seconds per code."""
 
 
-class Schedule(NamedTuple):
+class FitSchedule(NamedTuple):
     """The lengths of the trainings, and how long all steps are expected to take."""
 
     lengths: dict[str, int]
@@ -146,7 +146,7 @@ class Schedule(NamedTuple):
     estimates: dict[str, float]
 
 
-def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) -> Schedule:
+def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) -> FitSchedule:
     """The plan, the speed of this machine, the number of images, and a time for all of it, None for the recipe's
     lengths -> the lengths of all trainings.
 
@@ -165,8 +165,7 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
     if seconds is not None and codes > LARGEST_ENCODING * seconds:
         raise SmaltiError(
             f"--time: to encode {images:,} images takes about {codes / 60:.0f} minutes of {seconds / 60:.0f} on this "
-            "machine; "
-            f"give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
+            f"machine; give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
         )
     estimates = {name: lengths[name] * pace for name, pace in paces.tokenizers.items()}
     estimates["codes"] = codes
@@ -178,7 +177,7 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
         estimates["prior"] = seconds - sum(estimates.values())
         lengths["prior"] = prior_length(plan.prior, estimates["prior"], paces.prior, images_codes(plan))
         _refuse_too_short(plan, lengths, seconds)
-    return Schedule(lengths, copies, {name: round(value, 2) for name, value in estimates.items()})
+    return FitSchedule(lengths, copies, {name: round(value, 2) for name, value in estimates.items()})
 
 
 def images_codes(plan: Plan) -> int:
@@ -207,8 +206,7 @@ def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) ->
             needed = math.ceil(seconds * FEWEST_STEPS / count / 60)
             raise SmaltiError(
                 f"--time: in {seconds:.0f} seconds this machine makes {count:.0f} step{'s' * (count != 1)} of the "
-                f"{name}, "
-                f"which teach nothing; give {needed} minutes or more, or a smaller recipe"
+                f"{name}, which teach nothing; give {needed} minutes or more, or a smaller recipe"
             )
 
 

@@ -109,8 +109,7 @@ class StateFile:
         if differ:
             raise SmaltiError(
                 f"{self.folder} was begun with other options ({'; '.join(differ)}); repeat them to resume, or choose "
-                "another "
-                "--out"
+                "another --out"
             )
         return state
 

@@ -154,8 +154,7 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
             raise SmaltiError(f"this prior generates in the order {prior.order!r} alone; leave the order out")
         if request.parallel:
             raise SmaltiError(
-                f"parallel = {request.parallel} needs an any-order prior, and this one generates in the "
-                "order "
+                f"parallel = {request.parallel} needs an any-order prior, and this one generates in the order "
                 f"{prior.order!r} alone; leave it at 0"
             )
     elif ((known >= 0) != (known[:1] >= 0)).any():

@@ -42,8 +42,7 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
     if size == SHARES and (min(left, top) < -_BEYOND or max(right, bottom) > 1 + _BEYOND):
         raise refuse(
             f"the box {numbers!r} reaches beyond the image; give left, top, width, height as fractions of it, from 0 "
-            "to 1, "
-            "not in pixels"
+            "to 1, not in pixels"
         )
     if left > 1 or top > 1 or right < 0 or bottom < 0:
         raise refuse(f"the box {numbers!r} is outside the image, of {size[0]:g}x{size[1]:g} pixels (width x height)")

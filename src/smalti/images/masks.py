@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.images.io import Array, DamagedImage, covered_middle, read_image, to_tensor
+from smalti.images.io import Array, DamagedImage, read_image, to_tensor
+from smalti.images.resizing import covered_middle
 
 Slices = tuple[slice, slice]
 
@@ -82,9 +83,8 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     elif 0 < brightest <= most // 2:
         raise DamagedImage(
             name,
-            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save it "
-            "with "
-            "white where it is to be white",
+            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save "
+            "it with white where it is to be white",
         )
     mask: Array = bright.astype(pixels.dtype)
     return mask
@@ -106,7 +106,6 @@ def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -
     if not known.any():
         raise SmaltiError(
             f"the mask {path} is black wherever the image is seen, and white is kept: nothing would be kept; make it "
-            "white "
-            "where the image is to stay"
+            "white where the image is to stay"
         )
     return known

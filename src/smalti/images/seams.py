@@ -26,8 +26,7 @@ def with_kept_pixels(completed: Tensor, given: Tensor, known: Tensor, *, reach: 
     if known.shape != completed.shape[2:] or given.shape[1:] != completed.shape[1:]:
         raise SmaltiError(
             f"a mask of {tuple(known.shape)} and given images of {tuple(given.shape[1:])} do not fit completed images "
-            "of "
-            f"{tuple(completed.shape[1:])}; all have one size"
+            f"of {tuple(completed.shape[1:])}; all have one size"
         )
     kept = known.to(completed)[None, None]  # (1,1,H,W)
     kept_fraction = _blurred(kept, reach)  # of the surroundings, 1/2 at a straight seam

@@ -65,8 +65,7 @@ class FeatureDistance(nn.Module):
         if min(height, width) < SMALLEST:
             raise SmaltiError(
                 f"images of {height}x{width} are too small for the perceptual distance, which needs {SMALLEST} pixels "
-                "each "
-                f"way; use larger images or set its weight to 0"
+                "each way; use larger images or set its weight to 0"
             )
         color = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         return [unit_rms(each) for each in self.network(color)]

@@ -77,8 +77,7 @@ class AdversarialSettings:
         if self.r1 and self.discriminator.mixes_batch:
             raise ValueError(
                 f"r1 = {self.r1:g} penalizes how an image's logits change with that image, but with discriminator.norm "
-                "= "
-                f"'batch' they change with all others too; set discriminator.norm to group, or r1 to 0"
+                "= 'batch' they change with all others too; set discriminator.norm to group, or r1 to 0"
             )
         return self
 
@@ -130,8 +129,7 @@ class ObjectiveSettings:
         if self.perceptual == "efficientnet" and self.perceptual_dropout:
             raise ValueError(
                 f"perceptual_dropout = {self.perceptual_dropout:g} is a dropout of LPIPS's weights, and the distance "
-                "of "
-                f"efficientnet has none; set it to 0"
+                "of efficientnet has none; set it to 0"
             )
         return self
 
@@ -147,8 +145,7 @@ class ObjectiveSettings:
             raise ValueError(
                 f"pixel = {self.pixel!r} compares label maps with logits, which no network made for images can look at "
                 f"(here {', '.join(f'{name} = {value!r}' for name, value in networks.items())}); set perceptual and "
-                "logits "
-                f"to none and hatch_weight and adversarial.weight to 0, or pixel to l1 or l2 for images"
+                "logits to none and hatch_weight and adversarial.weight to 0, or pixel to l1 or l2 for images"
             )
         return self
 

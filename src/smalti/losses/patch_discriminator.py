@@ -265,9 +265,8 @@ def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: 
     if min(height, width) < smallest:
         raise SmaltiError(
             f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and "
-            "patch_size "
-            f"{settings.patch_size}, which needs {smallest} pixels each way; use fewer layers, a smaller patch_size or "
-            "larger images"
+            f"patch_size {settings.patch_size}, which needs {smallest} pixels each way; use fewer layers, a smaller "
+            "patch_size or larger images"
         )
 
 

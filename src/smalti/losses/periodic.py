@@ -29,8 +29,7 @@ def periodic_error(images: Tensor, reconstructions: Tensor, *, period: int) -> T
     if min(height, width) < side:
         raise SmaltiError(
             f"images of {height}x{width} are too small for a hatch term of period {period}, which needs {side} pixels "
-            "each "
-            f"way; use larger images, or set hatch_weight to 0"
+            "each way; use larger images, or set hatch_weight to 0"
         )
     difference = (reconstructions - images)[:, :, : height // side * side, : width // side * side]
     patches = F.pixel_unshuffle(difference, period)  # (B, C p p, H/p, W/p)

@@ -151,12 +151,10 @@ class ProjectedDiscriminator(Discriminator):
         if channels != self.settings.channels or channels not in (1, 3):
             raise SmaltiError(
                 f"the projected discriminator was made for images of {self.settings.channels} channels, these have "
-                f"{channels}; "
-                f"it knows 1 and 3, for others use the discriminator named patch"
+                f"{channels}; it knows 1 and 3, for others use the discriminator named patch"
             )
         if min(height, width) < SMALLEST:
             raise SmaltiError(
                 f"images of {height}x{width} are too small for the projected discriminator, which needs {SMALLEST} "
-                "pixels each "
-                f"way; use larger images"
+                "pixels each way; use larger images"
             )

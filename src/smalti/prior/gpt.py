@@ -62,16 +62,14 @@ class GPTSettings:
         if self.block_size < length:
             raise ValueError(
                 f"block = {self.block_size} positions are too few for prefix = {self.prefix_length} and a grid of "
-                f"{self.grid[0]} x "
-                f"{self.grid[1]} codes, of which {length} are read; make it {length} or more"
+                f"{self.grid[0]} x {self.grid[1]} codes, of which {length} are read; make it {length} or more"
             )
         if self.embed_dim % self.heads:
             raise ValueError(f"width = {self.embed_dim} is not a multiple of heads = {self.heads}")
         if self.unmasked > self.prefix_length:
             raise ValueError(
                 f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would see "
-                "what "
-                "comes after them"
+                "what comes after them"
             )
         if self.start_code is not None and self.start_code >= self.vocab_size:
             raise ValueError(f"start = {self.start_code} is not in the vocabulary, 0 to {self.vocab_size - 1}")

@@ -72,8 +72,7 @@ class PixelSNAILSettings:
         if order != "raster":
             raise ValueError(
                 "the convolutions of PixelSNAIL read the codes above and to the left, so they support the order "
-                "raster only, not "
-                f"{order}; use another network for it, such as the transformer"
+                f"raster only, not {order}; use another network for it, such as the transformer"
             )
         return order
 

@@ -53,8 +53,7 @@ def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
     if not images.is_floating_point():
         raise SmaltiError(
             "images are floats from -1 to 1, or bytes (uint8) from 0 to 255 of 1, 3 or 4 channels; these are "
-            f"{images.dtype} of "
-            f"{channels} channels; convert them first"
+            f"{images.dtype} of {channels} channels; convert them first"
         )
     _check_range(images)
     return images.to(dtype)
@@ -94,8 +93,7 @@ def _check_range(images: Tensor) -> None:
     if max(-low, high) > _FAR:
         raise SmaltiError(
             f"images are floats from -1 to 1, and these are from {low:g} to {high:g}; give images / 127.5 - 1 where "
-            "they are "
-            "from 0 to 255, or bytes (uint8)"
+            "they are from 0 to 255, or bytes (uint8)"
         )
 
 

@@ -198,8 +198,8 @@ class TokenizerTraining:
         if adversarial.weight and adversarial.updates == "alternating" and parts > 1:
             raise ValueError(
                 f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would be "
-                "updated before "
-                "the discriminator has seen all parts of the batch; set updates to simultaneous, or accumulate to 1"
+                "updated before the discriminator has seen all parts of the batch; set updates to simultaneous, or "
+                "accumulate to 1"
             )
         return self
 
@@ -211,14 +211,12 @@ class TokenizerTraining:
         if self.quantize_from and phase.begins(self.run.images) <= self.quantize_from * self.run.images:
             raise ValueError(
                 f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the "
-                "codes are "
-                "placed that the decoder learns from; start later"
+                "codes are placed that the decoder learns from; start later"
             )
         if phase.neighbors >= codes:
             raise ValueError(
                 f"decoder_phase.neighbors = {phase.neighbors}, but each of the {codes} codes has only {codes - 1} "
-                "others; "
-                f"set it to {codes - 1} or less"
+                f"others; set it to {codes - 1} or less"
             )
         if (table := codes * phase.neighbors) > LARGEST_TABLE:
             raise ValueError(

@@ -73,10 +73,9 @@ def diagnose_gan(
     if share < OVERPOWERING_LOSS and gap > OVERPOWERING_GAP:
         found["discriminator overpowering"] = (
             f"the discriminator is overpowering: its loss is {share:.0%} of that of a guess, its logits are {gap:.2g} "
-            "apart, and "
-            "its gradient does not help the generator. Lower discriminator_optimizer.lr, raise "
-            "objective.adversarial.lecam, or "
-            "make it smaller (objective.adversarial.discriminator.base_channels, layers)"
+            "apart, and its gradient does not help the generator. Lower discriminator_optimizer.lr, raise "
+            "objective.adversarial.lecam, or make it smaller (objective.adversarial.discriminator.base_channels, "
+            "layers)"
         )
     if trained >= PATIENCE and share > NOT_LEARNING_LOSS and gap < NOT_LEARNING_GAP:
         found["discriminator not learning"] = (
@@ -97,9 +96,8 @@ def _diagnose_adaptive_weight(
         return {"adaptive weight": ""}
     return {
         "adaptive weight": f"the adaptive weight is at its limit ({adaptive:.3g} of {settings.max_weight:g}): the "
-        "discriminator's gradient is close to zero and is scaled up. See whether the discriminator is overpowering "
-        "or not learning; else set "
-        "objective.adversarial.weighting=fixed, or a lower objective.adversarial.max_weight"
+        "discriminator's gradient is close to zero and is scaled up. See whether the discriminator is overpowering or "
+        "not learning; else set objective.adversarial.weighting=fixed, or a lower objective.adversarial.max_weight"
     }
 
 

@@ -83,6 +83,5 @@ def _check_same(start: Start, overrides: Sequence[str]) -> None:
         was = before.get(key, "not there")
         raise SmaltiError(
             f"--set model.{key}={after.get(key)} is not the model of {start.name}, whose model.{key} is {was}; leave "
-            "it out, or "
-            "train from the beginning without --from"
+            "it out, or train from the beginning without --from"
         )

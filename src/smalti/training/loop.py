@@ -123,7 +123,9 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * SEED_STRIDE + seen * 8191) % 2**63)  # the same on all ranks
 
 
-def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter) -> None:
+def train_stage(
+    stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter
+) -> None:
     """Train `stage` to `run.total`, from the saved state in `folder` if there is one.
 
     `run.patience` can end the training earlier. Exports the best model if the stage has a selection metric, else the
@@ -133,8 +135,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
     if run.patience and not stage.selection_metric:
         raise SmaltiError(
             f"run.patience = {run.patience}: patience needs a metric that selects the best model, which only a prior "
-            "has (its "
-            "likelihood); set run.patience=0"
+            "has (its likelihood); set run.patience=0"
         )
     state = stage.state()
     seen, notes = folder.load_state(fabric, state)
@@ -209,9 +210,8 @@ def _failure_message(running: RunningMetrics) -> str:
     names = ", ".join(running.broken)
     return (
         f"training has failed: {running.consecutive} steps in a row had to be skipped, for {names} is no longer a "
-        "finite "
-        "number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or precision "
-        "32-true"
+        "finite number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or "
+        "precision 32-true"
     )
 
 
@@ -267,8 +267,7 @@ class MetricsWriter:
         if seen < run.total:
             self._progress.say(
                 f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for "
-                f"{best.since} "
-                f"validations; {kept}. With a larger run.patience the same command resumes it"
+                f"{best.since} validations; {kept}. With a larger run.patience the same command resumes it"
             )
         elif best.since:
             self._progress.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")

@@ -136,8 +136,7 @@ def check_size(pipeline: Pipeline, size: tuple[int, int], limits: Limits, *, cou
     if rows * columns * count > limits.codes:
         raise SmaltiError(
             f"{count} of {size[0]} x {size[1]} pixels are {rows * columns * count:,} codes, and the limit is "
-            f"{limits.codes:,} per "
-            "request; use fewer or smaller images"
+            f"{limits.codes:,} per request; use fewer or smaller images"
         )
 
 

@@ -39,10 +39,8 @@ from smalti.images.boxes import SHARES, Size, box_within, place_of
 _STANDING = ("sun", "moon", "tree", "house")  # those labels of the embedded scenes that objects have
 _KNOWN = (
     'objects.json of smalti scenes or by hand ({"images": [{"key": ..., "objects": [...]}]}), COCO (a .json with '
-    "images, "
-    "annotations and categories, or a folder with instances_*.json), Open Images (a folder with "
-    "*-annotations-bbox.csv), and "
-    "Visual Genome (objects.json beside image_data.json)"
+    "images, annotations and categories, or a folder with instances_*.json), Open Images (a folder with "
+    "*-annotations-bbox.csv), and Visual Genome (objects.json beside image_data.json)"
 )
 
 

@@ -84,8 +84,8 @@ def paired_annotations(images: Sequence[ImageEntry], annotated: Annotated) -> tu
         example = next(iter(annotated.images), "street/04")
         raise SmaltiError(
             f"{annotated.path} says nothing about the image {missing[0]}{more}; it names images by their paths below "
-            "the folder "
-            f"of all, without suffix, such as {example}: add an entry without objects for an image that has none"
+            f"the folder of all, without suffix, such as {example}: add an entry without objects for an image that has "
+            "none"
         )
     return tuple(annotated.images[name] for name in names)
 
@@ -107,8 +107,7 @@ def check_annotated_size(key: str, full: tuple[int, int], annotated: tuple[float
         hint = "; its EXIF orientation turns it by a quarter, and the file means it as it is stored" if turned else ""
         raise SmaltiError(
             f"{path} says that {key} is {rows:g}x{columns:g} pixels (height x width), and it is "
-            f"{height}x{width}{hint}; annotate "
-            "the image as it is seen, or save it with the sides that the file says"
+            f"{height}x{width}{hint}; annotate the image as it is seen, or save it with the sides that the file says"
         )
 
 
@@ -123,8 +122,7 @@ def _names(images: Sequence[ImageEntry], annotated: Annotated) -> list[str]:
         if whole.setdefault(last, name) != name and last in annotated.images:
             raise SmaltiError(
                 f"the images {whole[last]} and {name} have the same entry {last} in {annotated.path}; give the folder "
-                "of "
-                "one of them"
+                "of one of them"
             )
     return [name.rpartition("/")[2] for name in names]
 
@@ -146,8 +144,7 @@ def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> An
     if any(annotated.images.values()) and not any(images.values()):
         raise SmaltiError(
             f"no object in {annotated.path} is left: none of the {len(wanted)} classes to keep takes {smallest:g} of "
-            "its image "
-            "or more; keep more classes, or smaller objects"
+            "its image or more; keep more classes, or smaller objects"
         )
     return replace(annotated, classes=tuple(name for name in annotated.classes if name in wanted), images=images)
 
