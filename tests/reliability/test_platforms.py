@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalti.core import private_folder
 from smalti.kernels import causal_attention, decode_block, group_norm, native, winograd
 from smalti.pipeline import Pipeline
 from tests.generation.test_pipeline import LABELS, pipeline
@@ -38,7 +37,7 @@ def test_images_are_generated_all_the_same(problem: str, tmp_path: Path, monkeyp
         def refused(*_: object, **__: object) -> None:
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(private_folder.Path, "mkdir", refused)
+        monkeypatch.setattr(native, "make_private_folder", lambda path: False)  # as it answers where it cannot write
         if problem == "no place at all":
             monkeypatch.setattr(native.tempfile, "TemporaryDirectory", refused)
     images = sampled(tmp_path / "model")
