@@ -5,7 +5,7 @@
 Makes tar shards of images of 32 pixels, all different, and a tiny tokenizer and prior with random weights; encodes the
 shards by one process, and by two under torchrun that are killed and started again in the middle; and compares the files
 byte for byte, which also says that no image is there twice or missing. Memory is that of all processes together, looked
-at twice a second. Prints JSON. Needs Linux (/proc).
+at twice a second. Prints a line for each command, and JSON at the end. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def run(home: Path, command: list[str], *, kill_after: float | None = None) -> d
     assert process.returncode == (0 if kill_after is None else -signal.SIGKILL), f"{command}: {process.returncode}"
     places = {"a_quarter": len(memory) // 4, "three_quarters": 3 * len(memory) // 4}
     at = {f"mib_at_{name}": round(memory[place]) for name, place in places.items()}
-    return {"seconds": round(time.monotonic() - began, 1), **at, "mib_at_most": round(max(memory))}
+    result = {"seconds": round(time.monotonic() - began, 1), **at, "mib_at_most": round(max(memory))}
+    print(" ".join(command[1:]), result, file=sys.stderr, flush=True)
+    return result
 
 
 def descendants(process: int) -> list[int]:

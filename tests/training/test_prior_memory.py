@@ -9,8 +9,13 @@ from smalti.prior.gpt import GPT, GPTSettings
 
 GIB = 2**30
 PAPER = {
-    **{"vocab_size": 16_384, "codebook_size": 16_384, "grid": [16, 16], "block_size": 256},
-    **{"layers": 48, "embed_dim": 1536, "heads": 16},
+    "vocab_size": 16_384,
+    "codebook_size": 16_384,
+    "grid": [16, 16],
+    "block_size": 256,
+    "layers": 48,
+    "embed_dim": 1536,
+    "heads": 16,
 }
 """The transformer of the original for ImageNet: 1.4 billion weights (cin_transformer of taming-transformers)."""
 
