@@ -148,10 +148,10 @@ def test_one_of_two_that_is_killed(rank: int, folder: Path) -> None:
         assert all(process.poll() is None for process in both)
         time.sleep(0.02)
     both[rank].send_signal(signal.SIGKILL)
-    said = both[1 - rank].communicate(timeout=120)[0]
+    output = both[1 - rank].communicate(timeout=120)[0]
     both[rank].communicate()
-    assert both[1 - rank].returncode == 1, said
-    assert "Traceback" not in said, said
+    assert both[1 - rank].returncode == 1, output
+    assert "Traceback" not in output, output
     outputs = finished(started(folder, out))
     assert "resuming from" in outputs[0]
     check_same(one, folder / out)
