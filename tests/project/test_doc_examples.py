@@ -48,8 +48,8 @@ NOT_RUN = {
     "quantizers.gradient_estimators": "a file of the package; "
     "tests/tokenizer/test_quantizer_example.py adds and tests it",
 }
-"""What is in a Python block that is not run -> why. Such a block is compiled, and its imports
-of smalti are resolved."""
+"""What is in a Python block that is not run -> why. Such a block is compiled, and its imports of smalti are
+resolved."""
 
 OTHER_PROGRAMS = {
     "pip": "changes the environment",

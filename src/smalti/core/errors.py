@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class SmaltiError(Exception):
+<<<<<<< HEAD
     """An error that a user can cause and fix. The command line prints its message without a traceback,
     and exits with status 1.
 
@@ -34,6 +35,10 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+=======
+    """An error that a user can cause and fix. The command line prints its message without a traceback, and exits with
+    status 1."""
+>>>>>>> main
 
 
 LISTED = 40
@@ -43,8 +48,8 @@ NEAREST = 5
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """The text after "unknown X": the nearest choice and all choices, or
-    of more than `LISTED` the nearest few and their number.
+    """The text after "unknown X": the nearest choice and all choices, or of more than `LISTED` the nearest few and
+    their number.
 
     >>> suggestion("smal", ["small", "demo"])
     "did you mean 'small'? There are: demo, small"

@@ -65,8 +65,8 @@ def read_member(archive: ZipFile, member: ZipInfo) -> bytes:
 
 
 def _linked(members: dict[str, ZipInfo], targets: dict[str, str]) -> dict[str, ZipInfo]:
-    """Members by name, and the texts of those that are links -> the files by name, in place
-    of links what they lead to."""
+    """Members by name, and the texts of those that are links -> the files by name, in place of links what they lead
+    to."""
     links = Links(
         {plain(name): member for name, member in members.items() if name not in targets},
         {plain(name): target_of(name, text) for name, text in targets.items()},

@@ -107,8 +107,8 @@ def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Liter
     composited over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
     converted; color profiles are not applied. Of an animation the first frame is taken.
 
-    All is uint8, but for files with 16 bits: gray for one channel stays uint16, and so does everything where `bits` is
-    16 (gray and color from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
+    Arrays are uint8, except for files with 16 bits: gray for one channel stays uint16, and so does everything if `bits`
+    is 16 (gray and color from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
 
     Raises `DamagedImage` with `name` and the reason for whatever is not a whole image of a kind in
     `IMAGE_SUFFIXES`, or has more pixels than Pillow holds to be safe; and `SmaltiError` for other `channels`.
@@ -136,9 +136,10 @@ def read_covering(
 ) -> Covering:
     """An image file -> the smallest image of the same aspect that covers `size` (height, width), with up to 16 bits.
 
-    As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first
-    (it leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is requested.
-    That depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as `check_covering`.
+    As `read_image` and then `resize_to_cover`, except that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8
+    first (it leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is
+    requested. That depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as
+    `check_covering`.
     """
     _check_channels(channels)
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
@@ -171,7 +172,7 @@ def read_middle(source: Path | BinaryIO, size: tuple[int, int], *, channels: int
 
 
 def _full_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened file as it is to be seen."""
+    """(height, width) of an opened file, upright."""
     width, height = image.size if orientation(image) <= 4 else reversed(image.size)
     return height, width
 
