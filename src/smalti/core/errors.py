@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 
 class SmaltiError(Exception):
-<<<<<<< HEAD
     """An error that a user can cause and fix. The command line prints its message without a traceback,
     and exits with status 1.
 
@@ -35,10 +34,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-=======
-    """An error that a user can cause and fix. The command line prints its message without a traceback, and exits with
-    status 1."""
->>>>>>> main
 
 
 LISTED = 40

@@ -69,14 +69,9 @@ _MOST_DIGITS = 400
 
 
 def parse_yaml(text: str) -> Any:
-<<<<<<< HEAD
-    """YAML -> its value. Raises `yaml.YAMLError` for what is none, brackets nested too deep, dates that there are not,
+    """YAML -> its value. Raises `yaml.YAMLError` for invalid YAML, brackets nested too deep, dates that there are not,
     numbers without end, and aliases that stand for very many values, or for themselves."""
     loader = yaml.SafeLoader(text)
-=======
-    """YAML -> its value. Raises `yaml.YAMLError` for invalid YAML, brackets nested too deep, and dates that there are
-    not."""
->>>>>>> main
     try:
         node = loader.get_single_node()
         if node is None:
