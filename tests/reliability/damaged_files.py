@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.conditions.keypoints import Keypoints, KeypointsSettings
-from smalti.conditions.layout import Layout, LayoutSettings
+from smalti.conditions.layout import Layout
+from smalti.conditions.layout_codes import LayoutSettings
 from smalti.core.files import read_json
 from smalti.core.settings import as_mapping, parse, read_yaml
 from smalti.data.annotations.annotation_files import read_annotations
@@ -178,7 +179,7 @@ def _write_list(folder: Path) -> None:
 def _read_images(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
         source = open_source(folder / name)
-        several(*(lambda image=image: source.read(image, 3) for image in source.images))  # type: ignore[misc]
+        several(*(lambda image=image: source.read(image, 3) for image in source.images))
         several(lambda: [source.length(image) for image in source.images], lambda: captions_among(source))
 
     return read
@@ -297,7 +298,7 @@ def _write_statistics(folder: Path) -> None:
 def _read_statistics(folder: Path) -> None:
     read_statistics(folder / "a.npz")
     source = ArraySource(folder / "a.npz")
-    several(*(lambda image=image: source.read(image, 3) for image in source.images))  # type: ignore[misc]
+    several(*(lambda image=image: source.read(image, 3) for image in source.images))
 
 
 def _read_recipe(folder: Path) -> None:

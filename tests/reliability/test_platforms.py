@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import errno
 import functools
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,7 @@ def test_images_are_generated_all_the_same(problem: str, tmp_path: Path, monkeyp
 
         monkeypatch.setattr(native, "make_private_folder", lambda path: False)  # as it answers where it cannot write
         if problem == "no place at all":
-            monkeypatch.setattr(native.tempfile, "TemporaryDirectory", refused)
+            monkeypatch.setattr(tempfile, "TemporaryDirectory", refused)
     images = sampled(tmp_path / "model")
     torch.testing.assert_close(images, whole, atol=1e-4, rtol=1e-4)
     compiled = decode_block.available()
@@ -48,9 +51,7 @@ def test_images_are_generated_all_the_same(problem: str, tmp_path: Path, monkeyp
 
 
 def _has_compiler() -> bool:
-    return native.shutil.which(native.os.environ.get("CC", "cc")) is not None and not native.os.environ.get(
-        "SMALTI_DIRECT"
-    )
+    return shutil.which(os.environ.get("CC", "cc")) is not None and not os.environ.get("SMALTI_DIRECT")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

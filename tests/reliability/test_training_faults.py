@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_a_folder_that_may_not_be_written(folder: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patch:  # a mode would not stop the administrator, as which tests may run
-        patch.setattr(temporary_paths.tempfile, "mkstemp", refused)
+        patch.setattr(tempfile, "mkstemp", refused)
         patch.setattr(temporary_paths, "lock", refused)
         with pytest.raises(SmaltiError, match=r"cannot write .*read-only.*: Read-only file system"):
             small_tokenizer(folder, "read-only")
