@@ -43,7 +43,7 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
     """Each kill once left a file more, for ever."""
     path = tmp_path / "there.txt"
     for _ in range(2):
-        killed_in(lambda: write_atomically(path, lambda to: (to.write_text("a longer text"), die())))
+        killed_in(lambda: write_atomically(path, lambda to: to.write_text("a longer text") and die()))
     assert os.listdir(tmp_path) == [temporary_name(path).name]
     write_text(path, "whole")
     assert os.listdir(tmp_path) == [path.name]

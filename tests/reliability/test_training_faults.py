@@ -22,6 +22,7 @@ import torch
 from smalti.core import temporary_paths
 from smalti.core.errors import SmaltiError
 from smalti.training import optimizer_step
+from smalti.training.optimizer import set_rate
 from tests.processes import finished
 from tests.small import write_images, write_recipe
 from tests.training.test_training import same_weights, small_tokenizer
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Do something in the middle of a step of training."""
-    set_rate, calls = optimizer_step.set_rate, 0
+    calls = 0
 
     def counted(moved: torch.optim.Optimizer, rate: float) -> None:
         nonlocal calls

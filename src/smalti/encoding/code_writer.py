@@ -135,11 +135,11 @@ def write_codes(
         before = {"prefix": {"fingerprint": None if prefix is None else prefix.fingerprint}}
         _refuse_others(out, {**facts, **before, "copies": copies, **parts})
         return False
-    parts = {"training": (training, copies), "validation": (validation, 1)}
-    plans = {name: _shards(name, *part, grid=grid, size=encoder.size) for name, part in parts.items()}
+    planned: dict[str, tuple[Encodable, int]] = {"training": (training, copies), "validation": (validation, 1)}
+    plans = {name: _shards(name, *part, grid=grid, size=encoder.size) for name, part in planned.items()}
     spans = {shard: span for plan in plans.values() for shard, span in plan.items()}
-    sizes = {shard: len(span) * parts[shard.partition("-")[0]][1] for shard, span in spans.items()}
-    described = {name: part.described() for name, (part, _) in parts.items()}
+    sizes = {shard: len(span) * planned[shard.partition("-")[0]][1] for shard, span in spans.items()}
+    described = {name: part.described() for name, (part, _) in planned.items()}
     request = {**facts, "copies": copies, **described, "shards": [len(span) for span in spans.values()]}
     work = SharedWork(out, {**request, "prefix": None if prefix is None else prefix.fingerprint})
     writer = _ShardWriter(work.folder, encoder, prefix, settings=settings, grid=grid)
@@ -149,7 +149,7 @@ def write_codes(
         progress(done + sum(sizes[each] for each in finished), sum(sizes.values()))
 
     def write(shard: str) -> int:
-        dataset, many = parts[shard.partition("-")[0]]
+        dataset, many = planned[shard.partition("-")[0]]
         return writer.write(shard, dataset, spans[shard], copies=many, report=lambda done: report(shard, done))
 
     def note(shard: str) -> None:
@@ -162,10 +162,17 @@ def write_codes(
             name: PartSettings(
                 shards=rows[name], copies=many, damaged=len(part) - sum(rows[name]), data=described[name]
             )
-            for name, (part, many) in parts.items()
+            for name, (part, many) in planned.items()
         }
         labels, saved = tuple(images.labels), _saved(prefix, work.folder)
-        meta = CodesSettings(format=FORMAT, **{**facts, "labels": labels}, grid=grid, prefix=saved, **sets)
+        meta = CodesSettings(
+            format=FORMAT,
+            **{**facts, "labels": labels},
+            grid=grid,
+            prefix=saved,
+            training=sets["training"],
+            validation=sets["validation"],
+        )
         write_json(work.folder / "codes.json", as_mapping(meta))
 
     try:
