@@ -32,7 +32,7 @@ def test_all_cells_run(monkeypatch: pytest.MonkeyPatch) -> None:
         if "shown" in names:
             png, size = names.pop("shown")._repr_png_()
             assert png.startswith(PNG)
-            assert size["height"] == 2 * 64
+            assert size["height"] == 2 * 128
             shown += 1
     assert shown >= 6
 
