@@ -36,7 +36,7 @@ from rich.console import Console
 
 from smalti.conditions.labels import Unconditional
 from smalti.core.allocator import keep_memory
-from smalti.core.progress import counting
+from smalti.core.progress import progress_bar
 from smalti.data.code_shards import CodeBatch, dtype_of, open_codes
 from smalti.data.sources import open_source
 from smalti.data.splits import split_crops
@@ -104,7 +104,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     options = resolve(PriorTraining, stage="prior", recipe=pair.prior, overrides=[*pair.changes, *fixed, *alone])
     once = replace(options.encode, copies=1)
     began = time.process_time()
-    with counting(Console(stderr=True), title="encoding", unit="images") as progress:
+    with progress_bar(Console(stderr=True), title="encoding", unit="images") as progress:
         encode_images(
             folder / "tokenizer", folder / "images", folder / "codes", settings=once, seed=0, progress=progress
         )

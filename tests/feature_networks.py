@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from smalti.core.published_weights import Progress, no_progress
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.evaluation import features
 from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures, NetworkOutput
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from smalti.checkpoints.base import check_window
 from smalti.checkpoints.formats import find_foreign
-from smalti.conditions.base import Condition, Grid, check_count, condition_keys, condition_value, constant_prefix
+from smalti.conditions.base import Condition, Grid, check_value_count, condition_keys, condition_value, constant_prefix
 from smalti.core.arguments import tiles
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.core.settings import as_mapping
 from smalti.generation.code_sampler import Sampler, make_sampler
 from smalti.generation.generation_checkpoint import GenerationCheckpoint
@@ -39,7 +40,6 @@ from smalti.prior.code_likelihood import window_nll
 from smalti.prior_folder import load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
 from smalti.tokenizer.tiled.any_size import decode_of_any_size, decode_tiles, encode_of_any_size
-from smalti.tokenizer.tiled.tiled_progress import Progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
 
 NO_CONDITIONS: Mapping[str, Any] = MappingProxyType({})
@@ -297,7 +297,7 @@ class Pipeline:
 
         Raises `SmaltiError` for unknown condition values, and as `GenerationRequest`.
         """
-        check_count(values, known)
+        check_value_count(values, known)
         return GenerationRequest(
             self.window_prefix(values, grid=(known.shape[1], known.shape[2])),
             known.to(self.device),
@@ -337,7 +337,7 @@ class Pipeline:
         codes = self.encode(filled_hole(images, torch.as_tensor(known)) if fill else images)
         return torch.where(tiles.to(codes.device), codes, -1)
 
-    def fit_condition(
+    def read_condition(
         self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None
     ) -> tuple[Any, tuple[int, int]]:
         """Condition values as text by key, names or file paths -> the condition's value, and the image's grid
@@ -351,7 +351,7 @@ class Pipeline:
         values = {part.key: part.read(texts[part.key]) for part in self.condition.members if part.key in texts}
         value, grid = self.condition_value(values), None if size is None else self.grid(size)
         if value is not None:
-            value, grid = self.condition.fit(value, grid=grid)
+            value, grid = self.condition.resize_to_grid(value, grid=grid)
         if grid is None:
             return value, self.grid(size)
         check_generation_memory(1, grid)

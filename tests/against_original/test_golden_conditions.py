@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smalti.checkpoints.taming_parts import MASKS, Part, gpt_names, gpt_settings, read_tokenizer
+from smalti.checkpoints.taming_parts import MASKS, Part, gpt_names, gpt_settings, read_first_stage
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import (
@@ -21,7 +21,7 @@ from smalti.conditions.layout_codes import (
     decode_layout,
     encode_layout,
     shuffle_objects,
-    truncate,
+    truncate_objects,
 )
 from smalti.conditions.location_codes import FULL_IMAGE, Box
 from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
@@ -85,7 +85,7 @@ def objects_of(stored: dict[str, Any], case: dict[str, Any], settings: LayoutSet
         with pytest.warns(
             UserWarning, match=f"a layout of {len(objects)} objects; there is room for {settings.max_objects}"
         ):
-            objects = truncate(objects, settings)
+            objects = truncate_objects(objects, settings)
     return shuffle_objects(objects, random.Random(case["order"]))
 
 
@@ -155,7 +155,7 @@ def test_maps(path: Path) -> None:
     golden = Golden.read(path)
     stage = golden.facts["params"]["cond_stage_config"]
     weights = golden.weights()
-    tokenizer = read_tokenizer(
+    tokenizer = read_first_stage(
         Part(stage["target"], stage["params"]), weights, prefix="cond_stage_model.", where=path.name
     )
     h, w = golden.facts["latent_grid"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from smalti.evaluation.distances import Gaussian, InceptionScore, Moments, frechet
+from smalti.evaluation.distances import FeatureMoments, Gaussian, InceptionScore, frechet
 from smalti.evaluation.inception import InceptionV3, Taps, resize_like_tensorflow
 from smalti.evaluation.nearest_neighbors import kernel_distance, manifold
 from tests.golden import Golden, fixtures
@@ -95,7 +95,7 @@ def test_the_resize_is_the_originals(golden: Golden) -> None:
 
 
 def gaussian(features: torch.Tensor, *, batch: int) -> Gaussian:
-    moments = Moments(features.shape[1])
+    moments = FeatureMoments(features.shape[1])
     for part in torch.split(features, batch):
         moments.update(part)
     return moments.gaussian()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smalti.checkpoints.taming_parts import Part, gpt_names, read_tokenizer, tokenizer_names
+from smalti.checkpoints.taming_parts import Part, gpt_names, read_first_stage, tokenizer_names
 from smalti.conditions.spatial import colorize_labels
 from smalti.core.settings import parse
 from smalti.images.io import to_array
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.golden
 def tokenizer_of(golden: Golden, **changed: Any) -> VQGAN:
     """The fixture's model, ready for gradients."""
     part = Part(golden.facts["target"], {**golden.facts["params"], **changed})
-    return read_tokenizer(part, golden.weights(), prefix="", where=golden.path.name).requires_grad_(True)
+    return read_first_stage(part, golden.weights(), prefix="", where=golden.path.name).requires_grad_(True)
 
 
 def with_beta_on(tokenizer: VQGAN, place: str) -> VQGAN:

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from smalti.checkpoints.taming_parts import Part, read_tokenizer, tokenizer_names
+from smalti.checkpoints.taming_parts import Part, read_first_stage, tokenizer_names
 from smalti.core.settings import parse
 from smalti.data.loader import Batch
 from smalti.data.sources import open_source
@@ -88,7 +88,7 @@ def factor(params: Mapping[str, Any], step: int) -> float:
 def networks(golden: Golden) -> tuple[VQGAN, dict[str, Tensor]]:
     """The tokenizer of these numbers, in training mode, and the weights of its discriminator."""
     part = Part(golden.facts["target"], golden.facts["params"])
-    tokenizer = read_tokenizer(part, golden.weights(), prefix="", where="the golden numbers")
+    tokenizer = read_first_stage(part, golden.weights(), prefix="", where="the golden numbers")
     return tokenizer.train().requires_grad_(), golden.weights("loss.discriminator.")
 
 

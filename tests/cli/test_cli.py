@@ -15,7 +15,8 @@ from PIL import Image
 
 from smalti.cli.main import main
 from smalti.evaluation.rejection_sampling import by_likelihood, rejection_sample
-from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_array, to_tensor
+from smalti.images.io import read_image, read_settings, to_array, to_tensor
+from smalti.images.resizing import center_crop, resize_to_cover
 from smalti.pipeline import Pipeline
 from tests.small import LABELS, write_images, write_recipe
 

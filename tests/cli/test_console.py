@@ -15,7 +15,7 @@ from rich.text import Text
 
 from smalti.cli.console import CONSOLE, ERRORS
 from smalti.cli.main import app
-from smalti.core.progress import ProgressReporter, counting, plain_console, say
+from smalti.core.progress import ProgressReporter, plain_console, progress_bar, say
 from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
 
@@ -54,7 +54,7 @@ def test_the_consoles_of_the_commands_are_plain() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_bars_and_lines_are_plain(name: str, terminal: bool) -> None:
     console = plain(terminal=terminal)
-    with counting(console, title=f"reading {name}", unit=f"u{name}") as progress:
+    with progress_bar(console, title=f"reading {name}", unit=f"u{name}") as progress:
         progress(3, 3)
     assert f"reading {name}" in printed(console)
     assert f"u{name}" in printed(console)

@@ -69,8 +69,8 @@ def test_it_warns_of_what_makes_training_slow(
         "PyTorch's: SMALTI_DIRECT is set",
         "warning: SMALTI_DIRECT is set",
         "one thread of 8 cores",
-        "little room for downloads",
-        "little room in this folder",
+        "little disk space for downloads",
+        "little disk space here",
         "only 0.5 GiB of memory",
     ):
         assert message in out

@@ -20,7 +20,7 @@ from smalti.conditions.keypoints import (
     KeypointsSettings,
     decode_keypoints,
     encode_keypoints,
-    truncate,
+    truncate_figures,
 )
 from smalti.conditions.location_codes import FULL_IMAGE, Box, window_crop
 from smalti.core.errors import SmaltiError
@@ -110,8 +110,8 @@ def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     with pytest.warns(
         UserWarning, match="3 figures with keypoints; there is room for 2, and the last ones are left out"
     ):
-        assert truncate([FACE, OTHER, FACE], ALONE) == [FACE, OTHER]
-    assert truncate([FACE, OTHER], ALONE) == [FACE, OTHER]
+        assert truncate_figures([FACE, OTHER, FACE], ALONE) == [FACE, OTHER]
+    assert truncate_figures([FACE, OTHER], ALONE) == [FACE, OTHER]
 
 
 def test_crops_and_lengths_that_are_invalid_raise_errors() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.conditions import spatial as module
-from smalti.images import io, large_planes
-from smalti.images.io import resize
+from smalti.images import large_planes, resizing
+from smalti.images.resizing import resize
 from tests.conditions.test_spatial import maps, value
 
 KINDS = ["segmentation", "depth", "edges", "image"]
@@ -40,22 +40,22 @@ def test_the_middle_of_a_thin_image_is_cut_out_in_strips(
     full: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.random.RandomState(0).randint(0, 65536, (*full, 1)).astype(np.uint16)
-    monkeypatch.setattr(io, "MOST_COVERING", 2**10)
-    whole = io.covered_middle(pixels, (24, 16))
+    monkeypatch.setattr(resizing, "MOST_COVERING", 2**10)
+    whole = resizing.covered_middle(pixels, (24, 16))
     monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 60)
     monkeypatch.setattr(large_planes, "WHOLE", 1)
-    assert np.abs(io.covered_middle(pixels, (24, 16)).astype(int) - whole).max() <= 1
+    assert np.abs(resizing.covered_middle(pixels, (24, 16)).astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grid", [(16, 16), None])
 def test_maps_are_fitted_in_strips(kind: str, grid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     condition, given = maps(kind), value(kind, 100, 130)
-    whole, _ = condition.fit(given, grid=grid)
+    whole, _ = condition.resize_to_grid(given, grid=grid)
     monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 7 * 130)
-    fitted, _ = condition.fit(given, grid=grid)
-    assert fitted.dtype == whole.dtype
-    assert torch.equal(fitted, whole)
+    resized, _ = condition.resize_to_grid(given, grid=grid)
+    assert resized.dtype == whole.dtype
+    assert torch.equal(resized, whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,5 +82,5 @@ def test_large_maps_are_encoded_in_strips(kind: str, scale: int, monkeypatch: py
 def test_nearest_pixels_are_those_of_training() -> None:
     """Labels are scaled without a copy of them in floats."""
     condition, labels = maps("segmentation"), value("segmentation", 96, 144).to(torch.uint8)
-    fitted, _ = condition.fit(labels, grid=(2, 3))
-    assert torch.equal(fitted, torch.from_numpy(resize(labels.numpy()[..., None], (8, 12), filter="nearest")[..., 0]))
+    resized, _ = condition.resize_to_grid(labels, grid=(2, 3))
+    assert torch.equal(resized, torch.from_numpy(resize(labels.numpy()[..., None], (8, 12), filter="nearest")[..., 0]))

@@ -23,7 +23,7 @@ from smalti.conditions.layout_codes import (
     decode_layout,
     encode_layout,
     shuffle_objects,
-    truncate,
+    truncate_objects,
 )
 from smalti.conditions.location_codes import FULL_IMAGE, Box
 from smalti.core.errors import SmaltiError
@@ -138,8 +138,8 @@ def test_the_last_point_is_not_taken_for_none() -> None:
 def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     objects = [TREE, HOUSE, TREE, HOUSE]
     with pytest.warns(UserWarning, match="a layout of 4 objects; there is room for 3, and the last ones are left out"):
-        assert truncate(objects, BOXES) == objects[:3]
-    assert truncate(objects[:3], BOXES) == objects[:3]
+        assert truncate_objects(objects, BOXES) == objects[:3]
+    assert truncate_objects(objects[:3], BOXES) == objects[:3]
     # Before the crop, so that an object may be missing though there is room for it:
     # the last house alone is in the crop.
     with pytest.warns(UserWarning, match="a layout of 4 objects"):

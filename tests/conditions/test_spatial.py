@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.conditions.condition_registry import build_condition
-from smalti.conditions.map_files import read_depth, read_segmentation
+from smalti.conditions.map_files import read_normalized_depth, read_segmentation
 from smalti.conditions.previews import palette
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings, colorize_labels, one_hot_labels
 from smalti.core.errors import SmaltiError
@@ -24,8 +24,9 @@ from smalti.data.sources import open_source
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
-from smalti.images.io import DamagedImage, edges, save_png, to_array, to_tensor
-from smalti.images.label_maps import spread
+from smalti.images.edge_maps import edges
+from smalti.images.io import DamagedImage, save_png, to_array, to_tensor
+from smalti.images.label_maps import normalize_depth
 from smalti.pipeline import Pipeline
 from smalti.prior import Neighborhood, NeighborhoodSettings
 from smalti.prior.window import Window
@@ -174,44 +175,46 @@ def test_a_key_is_the_name_of_an_option(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_map_that_is_not_made_of_whole_tiles_is_cut_around_its_middle(kind: str) -> None:
     condition, given = maps(kind), value(kind, 15, 21)
-    fitted, grid = condition.fit(given, grid=None)
+    resized, grid = condition.resize_to_grid(given, grid=None)
     assert grid == (3, 5)
-    assert torch.equal(fitted, given[..., 1:13, 0:20])
-    assert condition.codes([fitted], grid=grid).shape == (1, 3, 5)
+    assert torch.equal(resized, given[..., 1:13, 0:20])
+    assert condition.codes([resized], grid=grid).shape == (1, 3, 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(4, 6), (8, 30), (40, 12), (9, 13), (16, 24)])
 def test_a_map_is_scaled_to_cover_the_image_that_was_requested(kind: str, size: tuple[int, int]) -> None:
     condition, given = maps(kind), value(kind, *size)
-    fitted, grid = condition.fit(given, grid=(3, 4))
+    resized, grid = condition.resize_to_grid(given, grid=(3, 4))
     assert grid == (3, 4)
-    assert fitted.dtype == given.dtype
-    assert condition.codes([fitted], grid=grid).shape == (1, 3, 4)
+    assert resized.dtype == given.dtype
+    assert condition.codes([resized], grid=grid).shape == (1, 3, 4)
     if kind == "segmentation":
-        assert set(fitted.flatten().tolist()) <= set(given.flatten().tolist())
+        assert set(resized.flatten().tolist()) <= set(given.flatten().tolist())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_map_of_the_size_that_was_requested_stays_as_it_is(kind: str) -> None:
     given = value(kind, 12, 16)
-    assert torch.equal(maps(kind).fit(given, grid=(3, 4))[0], given)
+    assert torch.equal(maps(kind).resize_to_grid(given, grid=(3, 4))[0], given)
 
 
 def test_the_middle_of_a_scaled_map_stays_in_the_middle() -> None:
     labels = torch.zeros(4, 12, dtype=torch.int64)
     labels[:, 4:8] = 1
     labels[:, 8:] = 2
-    fitted, _ = maps("segmentation", grid=(2, 2)).fit(labels, grid=(2, 2))  # 8 x 24, of which the middle 8 columns
-    assert torch.equal(fitted, torch.ones(8, 8, dtype=torch.int64))
+    resized, _ = maps("segmentation", grid=(2, 2)).resize_to_grid(
+        labels, grid=(2, 2)
+    )  # 8 x 24, of which the middle 8 columns
+    assert torch.equal(resized, torch.ones(8, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("edge", [-1.0, 1.0])
 def test_scaling_does_not_lead_out_of_the_range(edge: float) -> None:
-    fitted, grid = maps("depth").fit(torch.full((1, 37, 53), edge), grid=(3, 4))
-    assert fitted.abs().max() <= 1
-    torch.testing.assert_close(fitted, torch.full((1, 12, 16), edge))
-    maps("depth").codes([fitted], grid=grid)
+    resized, grid = maps("depth").resize_to_grid(torch.full((1, 37, 53), edge), grid=(3, 4))
+    assert resized.abs().max() <= 1
+    torch.testing.assert_close(resized, torch.full((1, 12, 16), edge))
+    maps("depth").codes([resized], grid=grid)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,14 +224,14 @@ def test_scaling_does_not_lead_out_of_the_range(edge: float) -> None:
 def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
     kind: str, size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
-    fitted, found = maps(kind).fit(value(kind, *size), grid=None)
+    resized, found = maps(kind).resize_to_grid(value(kind, *size), grid=None)
     assert found == grid
-    assert maps(kind).codes([fitted], grid=grid).shape == (1, *grid)
+    assert maps(kind).codes([resized], grid=grid).shape == (1, *grid)
 
 
 def test_an_image_smaller_than_the_window_raises_an_error() -> None:
     with pytest.raises(SmaltiError, match=r"'depth' generates 2 x 3 codes .* or more, 2 x 2 were requested"):
-        maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
+        maps("depth").resize_to_grid(value("depth", 8, 11), grid=(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -247,11 +250,11 @@ def test_a_file_conditions_as_in_training(name: str, kind: str, size: tuple[int,
     in_training = Crops(source, source.images, size=(8, 12), channels=KINDS[name], crop=CenterCrop(), seed=0)
     expected = in_training.to_images(in_training[0, 0].image)
     condition = maps(name)
-    fitted, _ = condition.fit(condition.read(str(tmp_path / "file.png")), grid=(2, 3))
-    found = one_hot_labels(fitted, count=LABELS, key=name) if name == "segmentation" else fitted
+    resized, _ = condition.resize_to_grid(condition.read(str(tmp_path / "file.png")), grid=(2, 3))
+    found = one_hot_labels(resized, count=LABELS, key=name) if name == "segmentation" else resized
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 2 * 2 / 255  # colors are scaled with 8 bits there
-    assert len(set(fitted.flatten().tolist())) > 3
+    assert len(set(resized.flatten().tolist())) > 3
 
 
 def test_a_photograph_stands_for_its_edges(tmp_path: Path) -> None:
@@ -367,7 +370,7 @@ def test_depths_of_the_original_are_floats_in_four_channels(tmp_path: Path) -> N
     depth = np.array([[0.5, 123.25, 900.0], [1500.5, 3.0, 0.0]], dtype="<f4")
     Image.fromarray(depth.view(np.uint8).reshape(2, 3, 4), mode="RGBA").save(tmp_path / "depth.png")
     expected = torch.from_numpy(depth / 1500.5 * 2 - 1).float()[None]
-    torch.testing.assert_close(read_depth(tmp_path / "depth.png"), expected)
+    torch.testing.assert_close(read_normalized_depth(tmp_path / "depth.png"), expected)
 
 
 def test_an_opaque_or_half_transparent_image_is_no_such_depth(tmp_path: Path) -> None:
@@ -375,17 +378,19 @@ def test_an_opaque_or_half_transparent_image_is_no_such_depth(tmp_path: Path) ->
     pixels = np.repeat(gray[:, :, None], 4, axis=2)
     pixels[:, :, 3] = 255
     Image.fromarray(pixels, mode="RGBA").save(tmp_path / "opaque.png")
-    torch.testing.assert_close(read_depth(tmp_path / "opaque.png"), torch.tensor([[[-1.0, -0.8], [-0.6, 1.0]]]))
+    torch.testing.assert_close(
+        read_normalized_depth(tmp_path / "opaque.png"), torch.tensor([[[-1.0, -0.8], [-0.6, 1.0]]])
+    )
     pixels[0, 0, 3] = 0
     Image.fromarray(pixels, mode="RGBA").save(tmp_path / "cut.png")
     with pytest.raises(
         DamagedImage, match=r"cut\.png is transparent, and its bytes are not depths; save it as grayscale"
     ):
-        read_depth(tmp_path / "cut.png")
+        read_normalized_depth(tmp_path / "cut.png")
 
 
 def test_a_flat_depth_is_far_away() -> None:
-    assert spread(torch.full((2, 2), 7.0)).tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
+    assert normalize_depth(torch.full((2, 2), 7.0)).tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
 
 
 def test_an_image_is_read_as_images_are(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from smalti.core import capacity
 from smalti.core.capacity import available_cores, check_memory, machine_memory
 from smalti.core.errors import SmaltiError
 from smalti.generation.request import check_generation_memory, seed_range, unknown_codes
-from smalti.images.io import covered_middle, resize_to_cover
+from smalti.images.resizing import covered_middle, resize_to_cover
 
 MIB = 2**20
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from smalti.evaluation.distances import InceptionScore, Moments, frechet
+from smalti.evaluation.distances import FeatureMoments, InceptionScore, frechet
 from smalti.evaluation.metrics import Accumulator, CodeUse
 from smalti.evaluation.nearest_neighbors import FeatureReservoir, kernel_distance, manifold
 
@@ -23,7 +23,7 @@ def draws(seed: int) -> Tensor:
 def counted(places: Tensor, *, batch: int) -> list[Accumulator]:
     """The images of one set whose places these are, counted by every kind of accumulator."""
     features = draws(0)
-    moments, kept = Moments(D), FeatureReservoir(D, limit=40)
+    moments, kept = FeatureMoments(D), FeatureReservoir(D, limit=40)
     score, use = InceptionScore(CLASSES, images=N, splits=3), CodeUse(16)
     for some in places.split(batch):  # type: ignore[no-untyped-call]
         moments.update(features[some])
@@ -35,11 +35,11 @@ def counted(places: Tensor, *, batch: int) -> list[Accumulator]:
 
 def scores(accumulators: list[Accumulator]) -> dict[str, float]:
     moments, kept, score, use = accumulators
-    assert isinstance(moments, Moments)
+    assert isinstance(moments, FeatureMoments)
     assert isinstance(kept, FeatureReservoir)
     assert isinstance(score, InceptionScore)
     assert isinstance(use, CodeUse)
-    reference = Moments(D)
+    reference = FeatureMoments(D)
     reference.update(draws(1))
     near = manifold(kept.features(), draws(1))
     return {

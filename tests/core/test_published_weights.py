@@ -16,7 +16,14 @@ from torch import nn
 
 from smalti.core import published_weights
 from smalti.core.errors import SmaltiError
-from smalti.core.published_weights import WEIGHTS, Weights, cache_folder, find_weights, load_strictly, load_weights
+from smalti.core.published_weights import (
+    WEIGHTS,
+    PublishedFile,
+    cache_folder,
+    find_weights,
+    load_strictly,
+    load_weights,
+)
 
 NAME = "lpips-squeeze"
 FIRST, OTHER = WEIGHTS[NAME].files
@@ -65,7 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Files]]:
         thread.start()
         url = f"http://127.0.0.1:{httpd.server_port}/published_weights.pth"
         digest = hashlib.sha256(Handler.content).hexdigest()
-        entry = Weights(files=("first.pth", "second.pth"), url=url, sha256=digest, about="a test", license="none")
+        entry = PublishedFile(files=("first.pth", "second.pth"), url=url, sha256=digest, about="a test", license="none")
         monkeypatch.setitem(WEIGHTS, "published", entry)
         yield Handler
         httpd.shutdown()

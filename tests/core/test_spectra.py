@@ -13,7 +13,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from smalti.core.errors import SmaltiError
 from smalti.core.spectra import singular_values, spectrum
-from smalti.evaluation.distances import InceptionScore, Moments, frechet
+from smalti.evaluation.distances import FeatureMoments, InceptionScore, frechet
 from smalti.evaluation.metrics import psnr
 from smalti.evaluation.nearest_neighbors import kernel_distance, manifold
 from smalti.evaluation.similarity import ms_ssim, ssim
@@ -110,7 +110,7 @@ def test_a_frechet_distance_of_a_few_flat_images_has_a_value(monkeypatch: pytest
     for _ in range(2):
         features = torch.randn(6, 1183, generator=chance).relu()
         features[:, ::12] = 0
-        moments = Moments(1183)
+        moments = FeatureMoments(1183)
         moments.update(features)
         gaussians.append(moments.gaussian())
     monkeypatch.setattr("torch.linalg.eigh", GivesUp(torch.linalg.eigh, "raises", 1))
@@ -122,7 +122,7 @@ def test_a_frechet_distance_of_a_few_flat_images_has_a_value(monkeypatch: pytest
 
 def test_images_that_are_all_alike_have_scores() -> None:
     features, others = torch.ones(12, 7), torch.full((12, 7), 2.0)
-    moments = Moments(7)
+    moments = FeatureMoments(7)
     moments.update(features)
     still = moments.gaussian()
     assert frechet(still, still).value == 0

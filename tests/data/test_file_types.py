@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from smalti.cli.main import app
-from smalti.conditions.map_files import label_accuracy, label_colors, read_depth
+from smalti.conditions.map_files import label_accuracy, label_colors, read_normalized_depth
 from smalti.conditions.previews import palette
 from smalti.conditions.spatial import one_hot_labels
 from smalti.core.errors import SmaltiError
@@ -189,7 +189,7 @@ def test_depths_are_those_of_conditions(tmp_path: Path) -> None:
     data = crops(tmp_path, "depth", size=(16, 24), crop=CenterCrop())
     assert [each.key for each in data.images] == ["a.png", "b.npy", "c.tif"]
     for place, image in enumerate(data.images):
-        loaded = read_depth(tmp_path / image.key)
+        loaded = read_normalized_depth(tmp_path / image.key)
         torch.testing.assert_close(data.to_images(data[place, 0].image), loaded, atol=2e-5, rtol=0)
 
 

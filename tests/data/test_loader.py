@@ -21,11 +21,12 @@ from smalti.core.errors import SmaltiError
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop, Crop, RandomCrop, uniform_numbers
 from smalti.data.damage import DamageRecord
-from smalti.data.loader import Batch, Crops, Example, batches, first_readable, in_order, spread
+from smalti.data.loader import Batch, Crops, Example, batches, evenly_spaced_batch, first_readable, in_order
 from smalti.data.sources import held_out_order, open_source, split
-from smalti.data.splits import holding_out
+from smalti.data.splits import move_to_held_out
 from smalti.data.splits import split_crops as parts_to_train
-from smalti.images.io import DamagedImage, center_crop, to_tensor
+from smalti.images.io import DamagedImage, to_tensor
+from smalti.images.resizing import center_crop
 from tests.data.test_sources import fill, make_image, zipped
 
 
@@ -213,7 +214,7 @@ def test_damage_in_both_parts_adds_up(tmp_path: Path) -> None:
 
 
 def test_a_training_image_can_be_held_out_too(tmp_path: Path) -> None:
-    training, held_out = holding_out(parts_of(tmp_path / "p", [4], good=4, bad=(4,)), 2)
+    training, held_out = move_to_held_out(parts_of(tmp_path / "p", [4], good=4, bad=(4,)), 2)
     assert [each.key for each in training.images] == ["000.png", "001.png", "003.png"]
     assert [each.key for each in held_out.images] == ["004.png", "002.png"]
     assert first_readable(held_out) == 1
@@ -379,5 +380,5 @@ def test_errors_of_worker_processes_stay_sentences(tmp_path: Path) -> None:
 
 def test_spread_takes_examples_from_all_over(tmp_path: Path) -> None:
     crops = made(tmp_path / "p", 9, crop=CenterCrop())
-    assert torch.equal(spread(crops, 3).images, torch.stack([crops[n, n].image for n in (0, 3, 6)]))
-    assert torch.equal(spread(crops, 20).images, next(in_order(crops, batch=9)).images)
+    assert torch.equal(evenly_spaced_batch(crops, 3).images, torch.stack([crops[n, n].image for n in (0, 3, 6)]))
+    assert torch.equal(evenly_spaced_batch(crops, 20).images, next(in_order(crops, batch=9)).images)

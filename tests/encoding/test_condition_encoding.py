@@ -21,7 +21,8 @@ from smalti.data.file_types import COLOR, FILE_TYPES
 from smalti.data.loader import Crops
 from smalti.data.paired import AlignedCrops, PairedExamples, paired_entries
 from smalti.data.sources import open_source, split
-from smalti.images.io import edges, read_image, to_tensor
+from smalti.images.edge_maps import edges
+from smalti.images.io import read_image, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
@@ -272,7 +273,9 @@ def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     _, held_out = split(open_source(home / "images").images, validation=0.2)
     files = (home / "images" / image.key for image in held_out)
     photographs = [to_tensor(read_image(file, channels=3, name=file.name)) for file in files]
-    encoded = condition.encode([condition.fit(each, grid=condition.settings.grid)[0] for each in photographs])
+    encoded = condition.encode(
+        [condition.resize_to_grid(each, grid=condition.settings.grid)[0] for each in photographs]
+    )
     kept = torch.stack([shards.validation[place, 0].prefix for place in range(len(held_out))])
     assert torch.equal(encoded, kept)
     assert len(set(kept.flatten().tolist())) > 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.evaluation.distances import Gaussian, InceptionScore, Moments, frechet
+from smalti.evaluation.distances import FeatureMoments, Gaussian, InceptionScore, frechet
 from smalti.evaluation.metrics import Accumulator
 from smalti.evaluation.nearest_neighbors import FeatureReservoir, kernel_distance, manifold
 
@@ -28,8 +28,8 @@ def draws(count: int, width: int = D, *, seed: int = 0) -> Tensor:
     return torch.randn(count, width, generator=chance) @ mixing + 2.0 + 0.1 * seed
 
 
-def moments(features: Tensor) -> Moments:
-    made = Moments(features.shape[1])
+def moments(features: Tensor) -> FeatureMoments:
+    made = FeatureMoments(features.shape[1])
     made.update(features)
     return made
 
@@ -69,11 +69,11 @@ def test_moments_are_those_of_the_whole() -> None:
 @given(divisions(count=23))
 def test_moments_do_not_depend_on_order_batches_or_processes(division: list[list[list[int]]]) -> None:
     features = draws(23)
-    parts = [Moments(D) for _ in division]
+    parts = [FeatureMoments(D) for _ in division]
     for part, batches in zip(parts, division, strict=True):
         for indices in batches:
             part.update(features[indices])
-    total = Moments(D)
+    total = FeatureMoments(D)
     total.merge_gathered(gathered(parts))
     expected = gaussian(features)
     torch.testing.assert_close(total.gaussian().mean, expected.mean, rtol=1e-13, atol=0.0)
@@ -84,7 +84,7 @@ def test_moments_do_not_depend_on_order_batches_or_processes(division: list[list
 
 def test_a_large_mean_costs_no_digits() -> None:
     features = draws(64).double() + 1e6
-    made = Moments(D)
+    made = FeatureMoments(D)
     for part in torch.split(features, 5):
         made.update(part)
     torch.testing.assert_close(made.gaussian().covariance, torch.cov(features.T), rtol=1e-8, atol=1e-8)
@@ -164,7 +164,7 @@ def test_the_singular_distance_does_not_depend_on_order() -> None:
     """Roots of rounding errors would show here: there are more features than images."""
     features, reference = draws(20, 64), gaussian(draws(30, 64, seed=1))
     first = frechet(gaussian(features), reference).value
-    other = Moments(64)
+    other = FeatureMoments(64)
     for part in torch.split(features.flip(0), 3):
         other.update(part)
     assert frechet(other.gaussian(), reference).value == pytest.approx(first, rel=1e-12)
@@ -182,7 +182,7 @@ def test_what_is_no_distribution_is_refused() -> None:
     with pytest.raises(SmaltiError, match="at least 2 images, there is 1"):
         gaussian(draws(1))
     with pytest.raises(SmaltiError, match="at least 2 images, there are 0"):
-        Moments(3).gaussian()
+        FeatureMoments(3).gaussian()
     with pytest.raises(SmaltiError, match="not all finite"):
         gaussian(torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
     with pytest.raises(SmaltiError, match="statistics of 6 and of 3 features"):

@@ -28,9 +28,10 @@ from smalti.evaluation.feature_statistics import (
 from smalti.evaluation.features import NetworkOutput
 from smalti.evaluation.measures import Measured, measure_sets
 from smalti.evaluation.nearest_neighbors import manifold
-from smalti.evaluation.prepared_images import FILTERS, PreparedImages, fitted, open_images
+from smalti.evaluation.prepared_images import FILTERS, PreparedImages, open_images, scale_and_crop
 from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, select_protocol
-from smalti.images.io import center_crop, resize_to_cover, save_png
+from smalti.images.io import save_png
+from smalti.images.resizing import center_crop, resize_to_cover
 from tests.feature_networks import Means, forbid_downloads, use_means, write_noise
 
 CPU = torch.device("cpu")
@@ -312,24 +313,24 @@ def adm_crop(array: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 @pytest.mark.parametrize("shape", [(70, 93), (64, 64), (33, 40), (31, 50), (16, 90)])
 def test_halving_is_adms_rule(shape: tuple[int, int]) -> None:
     array = noise(*shape, 3)
-    assert np.array_equal(fitted(array, size=(16, 16), filter="halving"), adm_crop(array, 16))
+    assert np.array_equal(scale_and_crop(array, size=(16, 16), filter="halving"), adm_crop(array, 16))
 
 
 @pytest.mark.parametrize("name", list(FILTERS))
 def test_every_filter_gives_the_size(name: Any) -> None:
     for array in (noise(40, 50, 3), noise(9, 12, 1), noise(30, 60, 1).astype(np.uint16) * 257):
-        made = fitted(array, size=(12, 20), filter=name)
+        made = scale_and_crop(array, size=(12, 20), filter=name)
         assert made.shape == (12, 20, array.shape[2])
         assert made.dtype == array.dtype
         assert abs(float(made.mean()) - float(array.mean())) < 0.1 * np.iinfo(array.dtype).max
     same = noise(12, 20, 3)
-    assert np.array_equal(fitted(same, size=(12, 20), filter=name), same)
+    assert np.array_equal(scale_and_crop(same, size=(12, 20), filter=name), same)
 
 
 def test_lanczos_is_that_of_training() -> None:
     array = noise(50, 41, 3)
     expected = center_crop(resize_to_cover(array, (16, 16)), (16, 16))
-    assert np.array_equal(fitted(array, size=(16, 16), filter="lanczos"), expected)
+    assert np.array_equal(scale_and_crop(array, size=(16, 16), filter="lanczos"), expected)
 
 
 def taken(source: Source, **settings: Any) -> PreparedImages:

@@ -27,7 +27,7 @@ from smalti.evaluation.features import (
     feature_network,
 )
 from smalti.evaluation.inception import BlockA, BlockE, InceptionV3, Unit, resize_like_tensorflow
-from smalti.images.io import center_crop
+from smalti.images.resizing import center_crop
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

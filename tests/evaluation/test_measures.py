@@ -25,7 +25,8 @@ from smalti.encoding.condition_encoding import tokenizer_encoder
 from smalti.evaluation.measures import measure_prior, measure_tokenizer
 from smalti.evaluation.metrics import psnr
 from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, select_protocol
-from smalti.images.io import center_crop, read_image, resize_to_cover, to_array, to_tensor
+from smalti.images.io import read_image, to_array, to_tensor
+from smalti.images.resizing import center_crop, resize_to_cover
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nll
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings

@@ -20,7 +20,7 @@ from smalti.evaluation.results import (
     Measured,
     ScorePair,
     as_plain,
-    compare,
+    compare_results,
     format_score,
     read_result,
     write_result,
@@ -88,12 +88,12 @@ def changed(**changes: Any) -> dict[str, Any]:
 def test_two_results_side_by_side(tmp_path: Path) -> None:
     other = changed(scores={"ssim": 0.5, "psnr": 22.0}, model={"tokenizer": "another"})
     write_json(tmp_path / "other.json", other)
-    assert compare(changed(), read_result(tmp_path / "other.json")) == [ScorePair("psnr", 20.5, 22.0)]
+    assert compare_results(changed(), read_result(tmp_path / "other.json")) == [ScorePair("psnr", 20.5, 22.0)]
 
 
 def test_what_does_not_change_a_score_may_differ() -> None:
     protocol = {**measured().protocol, "about": "Another sentence.", "examples": 9, "missing": "refuse"}
-    assert compare(changed(), changed(protocol=protocol, networks={}, notes=()))
+    assert compare_results(changed(), changed(protocol=protocol, networks={}, notes=()))
 
 
 DATA = measured().data
@@ -119,19 +119,19 @@ DATA = measured().data
     ],
 )
 def test_what_was_measured_differently_is_not_compared(changes: dict[str, Any], sentence: str) -> None:
-    assert compare(changed(), changed())
+    assert compare_results(changed(), changed())
     for first, second in ((changed(), changed(**changes)), (changed(**changes), changed())):
         with pytest.raises(SmaltiError):
-            compare(first, second)
+            compare_results(first, second)
     with pytest.raises(SmaltiError, match=sentence):
-        compare(changed(), changed(**changes))
+        compare_results(changed(), changed(**changes))
 
 
 def test_likelihoods_of_other_codes_are_not_compared() -> None:
     one = changed(kind="prior", scores={"nats_per_code": 3.0})
     other = changed(kind="prior", scores={"nats_per_code": 2.0}, model={"tokenizer": "another"})
     with pytest.raises(SmaltiError, match="tokenizer is 'f00d' in one and 'another'"):
-        compare(one, other)
+        compare_results(one, other)
 
 
 def test_scores_in_words() -> None:

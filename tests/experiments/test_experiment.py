@@ -23,7 +23,8 @@ from smalti.evaluation.metrics import psnr
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import detail
 from smalti.experiments.tokenizer_comparison import difference
-from smalti.images.io import read_image, resize_to_cover, save_png, to_tensor
+from smalti.images.io import read_image, save_png, to_tensor
+from smalti.images.resizing import resize_to_cover
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import TokenizerTraining, resolve

@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
         patch.setattr(experiment, "MIN_SAMPLES", 4)
-        measured = prior_steps.measure_pace
+        measured = prior_steps.compare_prior_paces
 
         def third_slower(*given: Any, **options: Any) -> dict[str, float]:
             found = measured(*given, **options)
@@ -64,7 +64,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert min(found.values()) > 0
             return {RASTER: 1.0, ANY: 4 / 3}
 
-        patch.setattr(prior_steps, "measure_pace", third_slower)
+        patch.setattr(prior_steps, "compare_prior_paces", third_slower)
         run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 

@@ -19,11 +19,11 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import (
     POINTS,
     SAVED,
-    curve,
     lasting,
     nominal,
     reached,
     refuse_unequal,
+    tokenizer_curve,
     weights,
 )
 from smalti.experiments.experiment_registry import EXPERIMENTS
@@ -257,7 +257,7 @@ def test_looking_at_held_out_images_is_no_training() -> None:
         {"part": "train", "seen": 12, "elapsed": 12.0},
         {"part": "validation", "seen": 12, "elapsed": 19.0, "psnr": 12.0, "perceptual": 0.3},
     ]
-    found = curve(lines)
+    found = tokenizer_curve(lines)
     assert [point["seconds"] for point in found] == [2.0, 4.0, 8.0]
     assert [point[LPIPS] for point in found] == [0.5, 0.4, 0.3]
 
@@ -289,7 +289,9 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
 
     monkeypatch.setattr(pace, "_step", step)
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    found = pace.measure_pace(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
+    found = pace.measure_tokenizer_pace(
+        nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0
+    )
     assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 images"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED

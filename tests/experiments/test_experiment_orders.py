@@ -18,7 +18,7 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
-from smalti.experiments.orders.findings import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
+from smalti.experiments.orders.findings import CALLED, RASTER, by_part, compare_to_raster, orders_by_nats, shown
 from smalti.experiments.page_parts import pixels
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
@@ -162,14 +162,14 @@ def test_orders_are_distinguished_by_two_standard_errors() -> None:
         name: {"nats": mean, "over_raster": over, "error": error} for name, (mean, over, error) in values.items()
     }
     assert compare_to_raster(rows) == (["subsample"], ["alternate", "z_curve"], ["random"])
-    assert ranked(rows) == ["subsample", "alternate", "raster", "z_curve", "random"]
+    assert orders_by_nats(rows) == ["subsample", "alternate", "raster", "z_curve", "random"]
 
 
 def test_the_page_reports_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found["compare"]["outcome"]["rows"]
     assert f"row major has {rows[RASTER]['nats']:.3f} nats per code" in text
-    best = ranked(rows)[0]
+    best = orders_by_nats(rows)[0]
     assert rows[best]["nats"] == min(row["nats"] for row in rows.values())
     assert f"Likeliest: {CALLED[best]}" in text
     for order in compare_to_raster(rows).alike:

@@ -18,12 +18,12 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import POINTS, of_length
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.pixelsnail.findings import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME
-from smalti.experiments.prior_steps import curve, parameters
+from smalti.experiments.prior_steps import parameters, prior_curve
 from smalti.hub.pretrained import find_model
 from smalti.prior import PixelSNAIL, Transformer, nll
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.prior_networks import Codes
+from smalti.training.prior_networks import CodesRead
 from smalti.training.run_folder import read_metrics
 from tests.experiment_helpers import no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
@@ -125,7 +125,7 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
         {"part": "train", "seen": 15, "elapsed": 41.0},
         {"part": "validation", "seen": 15, "elapsed": 41.5, "nats": 3.5},
     ]
-    assert curve(lines) == [
+    assert prior_curve(lines) == [
         {"seconds": 10.0, "codes": 5, "nats": 4.0},
         {"seconds": 20.0, "codes": 10, "nats": 3.0},
         {"seconds": 31.0, "codes": 15, "nats": 3.5},
@@ -166,7 +166,7 @@ def test_parameters_are_about_equal_at_every_scale(scale: str) -> None:
         overrides=[*settings.tokenizer, f"images.size={list(settings.size)}"],
     )
     f = tokenizer.model.autoencoder.factor
-    read = Codes(
+    read = CodesRead(
         size=tokenizer.model.quantizer.codebook_size,
         grid=(settings.size[0] // f, settings.size[1] // f),
         condition_size=0,

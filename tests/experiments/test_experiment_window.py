@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smalti.conditions.base import grid_text
 from smalti.conditions.coordinates import Coordinates, ImageCrop
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
@@ -25,8 +26,8 @@ from smalti.experiments.condition_fidelity import Fidelity
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import pixels
 from smalti.experiments.window import experiment
-from smalti.experiments.window.findings import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
-from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
+from smalti.experiments.window.findings import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing
+from smalti.experiments.window.metrics import join_tiles, roughness, seams, sequential, split_into_tiles
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
@@ -96,7 +97,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pipeline_of(home: Path, found: dict[str, Any], way: str) -> Pipeline:
-    name = {TILES: WINDOW, WHOLE: f"{WHOLE}-{named(LARGEST)}"}.get(way, way)
+    name = {TILES: WINDOW, WHOLE: f"{WHOLE}-{grid_text(LARGEST)}"}.get(way, way)
     tokenizer = load_tokenizer(step_folder(home, found, "tokenizer"))
     return Pipeline(tokenizer, *load_prior(find_model(step_folder(home, found, f"prior-{name}"), kind="prior")))
 
@@ -124,7 +125,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
     home: Path, found: dict[str, Any], grid: tuple[int, int]
 ) -> None:
     codes, places = held_out(home, found, grid)
-    shards = open_codes(step_folder(home, found, f"codes-{named(grid)}") / "codes")
+    shards = open_codes(step_folder(home, found, f"codes-{grid_text(grid)}") / "codes")
     examples = [shards.validation[index, 0] for index in range(len(shards.validation))]
     assert torch.equal(torch.stack([example.codes for example in examples]), codes)
     condition = pipeline_of(home, found, COORDINATES).condition
@@ -158,7 +159,7 @@ def test_likelihoods_are_those_of_the_models_as_they_generate(
     home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
 ) -> None:
     codes, places = held_out(home, found, grid)
-    compared = found[f"compare-{named(grid)}"]["outcome"]
+    compared = found[f"compare-{grid_text(grid)}"]["outcome"]
     assert compared["images"] == IMAGES
     with torch.no_grad():
         values = {each: by_hand(pipeline_of(home, found, each), each, codes, places).double() for each in {way, WINDOW}}
@@ -191,7 +192,7 @@ def test_images_are_what_the_program_generates(
                 pipeline.request_for([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)),
             )
         )
-    files = sorted((step_folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
+    files = sorted((step_folder(home, found, f"samples-{way}-{grid_text(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
         assert np.array_equal(pixels(file), image)
@@ -201,43 +202,43 @@ def test_images_are_what_the_program_generates(
 def test_seams_and_structure_are_those_of_the_images(
     home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
 ) -> None:
-    compared = found[f"compare-{named(grid)}"]["outcome"]
+    compared = found[f"compare-{grid_text(grid)}"]["outcome"]
     if way == "real":
-        path, row = step_folder(home, found, f"compare-{named(grid)}") / "real", compared["real"]
+        path, row = step_folder(home, found, f"compare-{grid_text(grid)}") / "real", compared["real"]
         again = pipeline_of(home, found, WINDOW).decode(held_out(home, found, grid)[0])
         assert np.array_equal(np.stack([pixels(file) for file in sorted(path.glob("*.png"))]), to_array(again))
     else:
-        path, row = step_folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
+        path, row = step_folder(home, found, f"samples-{way}-{grid_text(grid)}") / "samples", compared["rows"][way]
     images = torch.stack([to_tensor(pixels(file)) for file in sorted(path.glob("*.png"))])
     assert row["seams"] == seams(images, F, window=2)
     assert (row["seams"] is None) == (grid == SMALLEST), "a single tile has no borders"
     assert row["roughness"] == roughness(images, F)
     seen = found["structure"]["outcome"]
-    assert set(seen) == {named(MIDDLE), named(LARGEST)}, "those as high as the scenes"
+    assert set(seen) == {grid_text(MIDDLE), grid_text(LARGEST)}, "those as high as the scenes"
     if grid != SMALLEST:
-        assert seen[named(grid)][way] == pytest.approx(images.mean().item(), abs=1e-6)
+        assert seen[grid_text(grid)][way] == pytest.approx(images.mean().item(), abs=1e-6)
 
 
 def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]) -> None:
     notes = {
         name: json.loads(step_folder(home, found, f"prior-{name}").with_suffix(".json").read_text())
-        for name in (*GROWING, f"{WHOLE}-{named(LARGEST)}")
+        for name in (*GROWING, f"{WHOLE}-{grid_text(LARGEST)}")
     }
     trainings = {name: note["settings"]["training"] for name, note in notes.items()}
     assert trainings[WINDOW]["run"]["batch"] == 8
     fewer = {**trainings[WINDOW], "run": {**trainings[WINDOW]["run"], "batch": 1}}
-    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes per step"
+    assert trainings[f"{WHOLE}-{grid_text(LARGEST)}"] == fewer, "as many codes per step"
     assert trainings[COORDINATES] == {**trainings[WINDOW], "condition": "coordinates"}
     assert trainings[NEIGHBORHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBORHOOD]["network"]}
     assert [note["after"][1] for note in notes.values()] == ["codes-2x2"] * 3 + ["codes-4x8"]
-    copies = [found[f"codes-{named(grid)}"]["outcome"]["training"] for grid in PLACES]
+    copies = [found[f"codes-{grid_text(grid)}"]["outcome"]["training"] for grid in PLACES]
     assert copies[0] == 2 * copies[1] == 2 * copies[2], "two crops of a window, and one of what is larger"
     for name in notes:
         assert found[f"prior-{name}"]["outcome"]["curve"][-1]["codes"] == 64
 
 
 def test_parameters_are_those_of_the_models(home: Path, found: dict[str, Any]) -> None:
-    for way, row in found[f"compare-{named(LARGEST)}"]["outcome"]["rows"].items():
+    for way, row in found[f"compare-{grid_text(LARGEST)}"]["outcome"]["rows"].items():
         prior = pipeline_of(home, found, way).prior
         assert row["parameters"] == sum(weight.numel() for weight in prior.parameters())
 
@@ -248,7 +249,7 @@ def test_steps_are_those_of_the_size(found: dict[str, Any], way: str, grid: tupl
     under_window = max(map(max, earliest(torch.ones(h, w, dtype=torch.bool), SMALLEST, middle=after_middle)))
     others = {TILES: 2 * 2, NEIGHBORHOOD: w + (h - 1) * min(reach + 1, w), WHOLE: h * w}
     wanted = others.get(way, under_window)
-    assert found[f"compare-{named(grid)}"]["outcome"]["rows"][way]["steps"] == wanted
+    assert found[f"compare-{grid_text(grid)}"]["outcome"]["rows"][way]["steps"] == wanted
 
 
 def test_steps_are_the_waves_of_the_documentation() -> None:
@@ -261,12 +262,12 @@ def test_steps_are_the_waves_of_the_documentation() -> None:
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 def test_tiles_are_parts_of_the_grid_and_join_again(B: int, rows: int, columns: int, h: int, w: int) -> None:
     codes = torch.arange(B * rows * h * columns * w).view(B, rows * h, columns * w)
-    tiles = cut(codes, (h, w))
+    tiles = split_into_tiles(codes, (h, w))
     assert tiles.shape == (B, rows * columns, h, w)
     for index in range(rows * columns):
         row, column = divmod(index, columns)
         assert torch.equal(tiles[:, index], codes[:, row * h : row * h + h, column * w : column * w + w])
-    assert torch.equal(joined(tiles, (rows * h, columns * w)), codes)
+    assert torch.equal(join_tiles(tiles, (rows * h, columns * w)), codes)
 
 
 @given(st.integers(0, 99), st.integers(1, 6), st.integers(2, 9), st.integers(1, 5))
@@ -289,7 +290,7 @@ def test_a_ramp_has_no_seams() -> None:
 
 def test_the_page_reports_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
-    rows = found[f"compare-{named(LARGEST)}"]["outcome"]["rows"]
+    rows = found[f"compare-{grid_text(LARGEST)}"]["outcome"]["rows"]
     assert f"have {rows[WINDOW]['nats']:.3f} nats per code" in text
     best = growing(rows)[0]
     assert rows[best]["nats"] == min(rows[way]["nats"] for way in GROWING)
@@ -319,7 +320,7 @@ def test_every_scale_can_be_planned(scale: str) -> None:
     what = ExperimentRequest(scale=scale)
     settings = STUDY.resolved(what)
     steps = [step.name for step in STUDY.plan(settings, what)]
-    wholes = [f"prior-{WHOLE}-{named(grid)}" for grid in settings.whole]
+    wholes = [f"prior-{WHOLE}-{grid_text(grid)}" for grid in settings.whole]
     assert [name for name in steps if name.startswith("prior-")] == [*(f"prior-{way}" for way in GROWING), *wholes]
 
 

@@ -26,7 +26,7 @@ from smalti.experiments.base import (
     run_experiment,
 )
 from smalti.experiments.experiment_registry import EXPERIMENTS
-from smalti.experiments.steps import Images
+from smalti.experiments.steps import ImageSource
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import encode_images, train_prior
@@ -217,7 +217,7 @@ def trainings(chosen: Numbers, request: ExperimentRequest) -> list[Step]:
     """As the experiments to come: a tokenizer, its codes, then priors, the last trained as long as the one before
     took."""
     assert request.data is not None
-    images, recipe = Images.of(request.data), str(request.data.parent / "small.yaml")
+    images, recipe = ImageSource.of(request.data), str(request.data.parent / "small.yaml")
     tokenizer = steps.varied(recipe, shared=["run.images=16"], overrides=request.of("tokenizer"), changes=[])
 
     def encode(context: StepContext) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def test_studies_of_priors_fit(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp_path: Path) -> None:
-    images = Images.of(write_images(tmp_path / "images"))
+    images = ImageSource.of(write_images(tmp_path / "images"))
     write_recipe(tmp_path / "small.yaml")
 
     def described(*overrides: str) -> Mapping[str, Any]:
@@ -288,10 +288,10 @@ def test_what_a_study_varies_is_not_set_over_its_head(tmp_path: Path) -> None:
 
 def test_other_images_in_the_same_folder_are_other_settings(tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
-    before = Images.of(data).described
-    assert Images.of(data).described == before
+    before = ImageSource.of(data).described
+    assert ImageSource.of(data).described == before
     next(data.rglob("*.png")).unlink()
-    assert Images.of(data).described != before
+    assert ImageSource.of(data).described != before
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

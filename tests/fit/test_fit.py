@@ -162,7 +162,7 @@ def test_the_time_sets_the_lengths_and_a_resumed_fit_keeps_them(home: Path, monk
         measured.append("prior")
         return 0.01
 
-    monkeypatch.setattr(fit_run, "measure_pace", tokenizer_pace)
+    monkeypatch.setattr(fit_run, "measure_tokenizer_pace", tokenizer_pace)
     monkeypatch.setattr(fit_run, "measure_prior_pace", prior_pace)
     request = request_of(home, images=home / "set", time="3m", without=["text", "layout", "segmentation", "depth"])
     fit_run.fit(request, home / "timed", console=QUIET)

@@ -25,7 +25,8 @@ from smalti.evaluation.rejection_sampling import (
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
-from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_tensor
+from smalti.images.io import read_image, read_settings, to_tensor
+from smalti.images.resizing import center_crop, resize_to_cover
 from smalti.losses.logits import LogitDistance
 from smalti.losses.resnet50 import ResNet50
 from smalti.pipeline import Pipeline

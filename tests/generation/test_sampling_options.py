@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smalti.cli import sample as commands
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import SCHEDULES, Sampler, Schedule, filter_logits, guidance_scale
+from smalti.generation.code_sampler import SCHEDULES, GuidanceScheduleName, Sampler, filter_logits, guidance_scale
 from smalti.generation.request import unknown_codes
 from smalti.pipeline import Pipeline
 from tests import reference
@@ -59,12 +59,12 @@ def test_min_p_is_a_share_of_the_largest_probability() -> None:
 
 
 def test_schedules_begin_without_guidance_and_reach_all_of_it() -> None:
-    assert set(SCHEDULES) == set(get_args(Schedule))
+    assert set(SCHEDULES) == set(get_args(GuidanceScheduleName))
     scales = {
         name: [
             guidance_scale(turn, count=5, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for turn in range(5)
         ]
-        for name in get_args(Schedule)
+        for name in get_args(GuidanceScheduleName)
     }
     assert scales["constant"] == [3.0] * 5
     assert scales["linear"] == [1.0, 1.5, 2.0, 2.5, 3.0]
@@ -86,7 +86,8 @@ def test_images_are_the_slow_truth(name: str, order: str, grid: tuple[int, int])
 def test_the_options_change_images() -> None:
     prior, known = small(), unknown_codes(3, (4, 4))
     images = [
-        sample_codes(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)
+        sample_codes(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name))
+        for name in get_args(GuidanceScheduleName)
     ]
     images += [sample_codes(prior, known), sample_codes(prior, known, sampler=Sampler(min_p=0.5))]
     assert all(not torch.equal(a, b) for place, a in enumerate(images) for b in images[:place])

@@ -21,7 +21,7 @@ from smalti.evaluation.metrics import psnr
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
-from smalti.hub.bundled_models import BUNDLED, SCENES, named
+from smalti.hub.bundled_models import BUNDLED, SCENES, model_path
 from smalti.images.io import to_tensor
 from smalti.pipeline import Pipeline
 from smalti.scenes.scene_classes import CLASSES, LABELS, paint
@@ -140,10 +140,10 @@ def test_the_five_lines_of_the_readme_run_as_they_stand(tmp_path: Path, monkeypa
 
 def test_a_folder_here_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert named("scenes") == SCENES == BUNDLED["scenes"]
-    assert named("runs/scenes") == Path("runs/scenes")
+    assert model_path("scenes") == SCENES == BUNDLED["scenes"]
+    assert model_path("runs/scenes") == Path("runs/scenes")
     written(Path("scenes"))
-    assert named("scenes") == Path("scenes")
+    assert model_path("scenes") == Path("scenes")
     assert Pipeline.from_pretrained("scenes").default_size == (12, 16)
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from smalti.images.io import center_crop, read_covering, read_image, resize_to_cover, save_png, to_array, to_tensor
+from smalti.images.io import read_covering, read_image, save_png, to_array, to_tensor
+from smalti.images.resizing import center_crop, resize_to_cover
 
 CHANCE = np.random.default_rng(0)
 WIDE = CHANCE.integers(0, 65536, (6, 7, 4), dtype=np.uint16)

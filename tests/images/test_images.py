@@ -21,25 +21,28 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from smalti.core.errors import SmaltiError
-from smalti.images import io as image_io
+from smalti.images import resizing
 from smalti.images.io import (
     IMAGE_SUFFIXES,
     DamagedImage,
-    Filter,
-    center_crop,
-    covered_middle,
-    crop,
-    grid,
+    make_image_grid,
     read_covering,
     read_image,
     read_middle,
     read_settings,
     read_size,
-    resize_shorter,
-    resize_to_cover,
     save_png,
     to_array,
     to_tensor,
+)
+from smalti.images.resizing import (
+    Filter,
+    center_crop,
+    covered_middle,
+    crop,
+    is_excessive,
+    resize_shorter,
+    resize_to_cover,
 )
 
 
@@ -330,12 +333,12 @@ def test_arrays_are_cut_and_rounded() -> None:
 
 def test_a_grid_has_rows_and_gaps() -> None:
     images = torch.stack([torch.full((1, 2, 3), float(-i)) for i in range(5)]) / 10
-    sheet = grid(images, columns=3, gap=1)
+    sheet = make_image_grid(images, columns=3, gap=1)
     assert sheet.shape == (1, 2 * 2 + 1, 3 * 3 + 2)
     assert (sheet[0, 3:, 4:7] == -0.4).all()
     assert (sheet[0, 2] == 1).all()
     assert (sheet[0, 3:, 8:] == 1).all()
-    assert grid(images[:2], columns=8, gap=0).shape == (1, 2, 6)
+    assert make_image_grid(images[:2], columns=8, gap=0).shape == (1, 2, 6)
 
 
 def test_settings_travel_with_the_image(tmp_path: Path) -> None:
@@ -396,8 +399,8 @@ def test_the_middle_of_a_thin_image_is_what_scaling_all_of_it_gives(
     rows, columns, place = np.ogrid[: full[0], : full[1], :channels]
     thin: npt.NDArray[Any] = ((0.5 + 0.3 * np.sin(0.7 * (rows + columns) + place)) * most).astype(dtype)
     expected = center_crop(resize_to_cover(thin, size, filter=filter), size).astype(int)
-    monkeypatch.setattr(image_io, "MOST_COVERING", 1)
-    assert image_io.is_excessive(full, size)
+    monkeypatch.setattr(resizing, "MOST_COVERING", 1)
+    assert is_excessive(full, size)
     found = covered_middle(thin, size, filter=filter)
     assert found.shape == (*size, channels)
     assert found.dtype == dtype
@@ -439,4 +442,4 @@ def test_images_up_to_eight_times_as_long_as_wide_are_never_too_thin(
 ) -> None:
     full, size = (short, int(short * times)), (side, side)
     full = full[::-1] if lies else full
-    assert not image_io.is_excessive(full, size)
+    assert not is_excessive(full, size)

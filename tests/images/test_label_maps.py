@@ -19,10 +19,10 @@ from smalti.images.label_maps import (
     DEPTH_SUFFIXES,
     LABEL_SUFFIXES,
     depth_levels,
+    normalize_depth,
     read_any,
     read_depth,
     read_labels,
-    spread,
 )
 
 NUMBERS = np.array([[0, 7, 30], [200, 5, 1]])
@@ -157,5 +157,5 @@ def test_levels_are_the_spread_depths_to_the_nearest_of_sixteen_bits(values: lis
     depth = np.array([values], dtype=np.float32)
     levels = depth_levels(depth)
     assert levels.shape == (1, len(values), 1)
-    expected = spread(torch.from_numpy(depth)).numpy()
+    expected = normalize_depth(torch.from_numpy(depth)).numpy()
     assert np.abs(levels[:, :, 0] / 32767.5 - 1 - expected).max() <= 0.5 / 32767.5 + 1e-6

@@ -17,9 +17,10 @@ from smalti.data.crops import CenterCrop
 from smalti.data.file_types import FILE_TYPES
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
-from smalti.evaluation.prepared_images import FILTERS, fitted
-from smalti.images import io as image_io
-from smalti.images.io import DamagedImage, is_excessive
+from smalti.evaluation.prepared_images import FILTERS, scale_and_crop
+from smalti.images import resizing
+from smalti.images.io import DamagedImage
+from smalti.images.resizing import is_excessive
 from tests.conditions.test_spatial import maps, value
 
 THIN = (1, 6000)
@@ -38,7 +39,7 @@ def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return checked
 
     for name in ("_lanczos", "_nearest"):
-        monkeypatch.setattr(image_io, name, guarded(getattr(image_io, name)))
+        monkeypatch.setattr(resizing, name, guarded(getattr(resizing, name)))
     assert is_excessive(THIN, SIZE)
 
 
@@ -63,7 +64,7 @@ def test_training_leaves_thin_images_out_before_it_scales_them(
 def test_evaluation_cuts_the_middle_out(filter: Any, channels: int) -> None:
     thin = np.zeros((*THIN, channels), np.uint8)
     thin[:, 3000:] = 200
-    found = fitted(thin, size=SIZE, filter=filter)
+    found = scale_and_crop(thin, size=SIZE, filter=filter)
     assert found.shape == (*SIZE, channels)
     assert found[:, 0].max() <= 10  # from the middle of one pixel to that of the next
     assert found[:, -1].min() >= 190
@@ -73,16 +74,16 @@ def test_evaluation_cuts_the_middle_out(filter: Any, channels: int) -> None:
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "edges", "image"])
 def test_maps_for_a_size_are_cut_and_others_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**16)
-    monkeypatch.setattr(image_io, "MOST_COVERING", 2**16)
+    monkeypatch.setattr(resizing, "MOST_COVERING", 2**16)
     condition, thin = maps(kind), value(kind, *THIN)
-    fitted, grid = condition.fit(thin, grid=(16, 16))
+    resized, grid = condition.resize_to_grid(thin, grid=(16, 16))
     assert grid == (16, 16)
-    assert fitted.shape[-2:] == (64, 64)
-    assert fitted.dtype == thin.dtype
+    assert resized.shape[-2:] == (64, 64)
+    assert resized.dtype == thin.dtype
     with pytest.raises(
         SmaltiError, match=r"is 1x6000 pixels .* the smallest image of its shape has 2x12000 codes; crop"
     ):
-        condition.fit(thin, grid=None)
+        condition.resize_to_grid(thin, grid=None)
 
 
 def test_labels_become_channels_only_once_they_have_their_size(monkeypatch: pytest.MonkeyPatch) -> None:

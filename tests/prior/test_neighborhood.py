@@ -19,7 +19,7 @@ from smalti.generation.neighborhood_decoding import RowCacheAttention, neighborh
 from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, neighborhood, nll, parameter_groups
 from smalti.prior.code_likelihood import window_nll
-from smalti.training.prior_networks import Codes, NeighborhoodNetwork, build_network
+from smalti.training.prior_networks import CodesRead, NeighborhoodNetwork, build_network
 from tests import reference
 
 GRIDS = st.tuples(st.integers(1, 8), st.integers(1, 8))
@@ -242,7 +242,7 @@ def test_it_learns_from_crops_and_knows_larger_images() -> None:
     """Stripes of a width that the class tells: learned on 6 x 6 codes, and as likely on 12 x 18."""
     torch.manual_seed(0)
     prior = build_network(
-        NeighborhoodNetwork(layers=1, embed_dim=32, heads=2, radius=2, dropout=0.0), Codes(4, (6, 6), 2, 1)
+        NeighborhoodNetwork(layers=1, embed_dim=32, heads=2, radius=2, dropout=0.0), CodesRead(4, (6, 6), 2, 1)
     ).prior
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.0), lr=0.01)
 

@@ -34,7 +34,7 @@ from smalti.prior.pixelsnail_layers import (
 )
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.prior_networks import Codes, PixelSNAILNetwork, build_network
+from smalti.training.prior_networks import CodesRead, PixelSNAILNetwork, build_network
 from smalti.training.runs import train_tokenizer
 from tests import reference
 from tests.experiment_helpers import QUIET
@@ -383,7 +383,7 @@ def test_settings_survive_a_file() -> None:
 
 
 def test_it_is_built_for_the_codes_that_it_reads() -> None:
-    read = Codes(size=19, grid=(2, 3), condition_size=5, prefix=6)
+    read = CodesRead(size=19, grid=(2, 3), condition_size=5, prefix=6)
     network = PixelSNAILNetwork(layers=1, res_blocks=3, embed_dim=16, heads=2, kernel_size=3, dropout=0.2)
     prior, vocabulary = build_network(network, read)
     assert isinstance(prior, PixelSNAIL)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.tokenizer.tiled import any_size
 from smalti.tokenizer.tiled.any_size import (
     MAX_UNTILED_PIXELS,
@@ -20,7 +21,6 @@ from smalti.tokenizer.tiled.any_size import (
     tile_rows,
 )
 from smalti.tokenizer.tiled.tiled_layers import decode_tiled, features_tiled
-from smalti.tokenizer.tiled.tiled_progress import Progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tiled_layers import AUTOENCODERS, away, random_images
 from tests.tokenizer.test_tokenizer import noise, small

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from smalti.core.settings import parse
 from smalti.tokenizer.quantizers import VQ, VQSettings, kmeans, nearest, search
-from smalti.tokenizer.quantizers.vq import counted, forgotten
+from smalti.tokenizer.quantizers.vq import code_counts, forgotten
 from tests import reference
 
 
@@ -283,7 +283,7 @@ def test_codes_that_are_all_used_alike_are_not_called_dead_by_chance() -> None:
 
 def test_counts_are_those_of_bincount() -> None:
     codes = torch.randint(0, 7, (2, 5, 6), generator=seeded(0))
-    assert torch.equal(counted(codes, 9), torch.bincount(codes.flatten(), minlength=9).float())
+    assert torch.equal(code_counts(codes, 9), torch.bincount(codes.flatten(), minlength=9).float())
 
 
 def test_restarted_codes_have_length_1_where_codes_are_normalized() -> None:

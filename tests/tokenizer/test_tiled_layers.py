@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from smalti.core.errors import SmaltiError
 from smalti.tokenizer.blocks import Downsample, Upsample, group_norm
 from smalti.tokenizer.tiled import tiled_layers
-from smalti.tokenizer.tiled.feature_maps import MapStorage, gathered, joined, moments_of
+from smalti.tokenizer.tiled.feature_maps import MapStorageSettings, gathered, joined_moments, moments_of
 from smalti.tokenizer.tiled.tiled_layers import _Walk, decode_tiled, encode_tiled, features_tiled
 from smalti.tokenizer.tiled.tiled_progress import MultiplicationCounter
 from smalti.tokenizer.vqgan import VQGAN
@@ -188,7 +188,7 @@ def test_group_statistics_from_strips(heights: list[int]) -> None:
     torch.nn.init.uniform_(norm.weight)
     torch.nn.init.uniform_(norm.bias)
     norm.num_groups = 3
-    scale, shift = joined(map(moments_of, torch.split(x, heights, 2))).affine(norm)
+    scale, shift = joined_moments(map(moments_of, torch.split(x, heights, 2))).affine(norm)
     assert torch.equal(x, before)
     groups = x.view(2, 3, -1)
     truth = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + norm.eps).sqrt()
@@ -199,7 +199,7 @@ def test_group_statistics_from_strips(heights: list[int]) -> None:
 def test_spread_of_one_channel_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.tokenizer.tiled.feature_maps.PIECE", 7)  # a piece is a row
     x = noise(1, 2, 9, 5).double()
-    moments = joined([moments_of((x + 1e7)[:, :, :4]), moments_of((x + 1e7)[:, :, 4:])])
+    moments = joined_moments([moments_of((x + 1e7)[:, :, :4]), moments_of((x + 1e7)[:, :, 4:])])
     assert moments.positions == 45
     assert torch.allclose(moments.squares / 45, x.var((2, 3), correction=0), rtol=1e-7)
     assert torch.allclose(moments.mean - 1e7, x.mean((2, 3)), rtol=0, atol=1e-8)
@@ -277,7 +277,7 @@ def test_strips_are_small_on_both_sides_of_a_layer(
 
     reported: list[tuple[int, int]] = []
     counter = MultiplicationCounter(1000, rows=10, progress=lambda done, total: reported.append((done, total)))
-    made = list(_Walk(4, MapStorage(memory_limit=ALL, folder=tmp_path), counter).strips(layer, read, 20))
+    made = list(_Walk(4, MapStorageSettings(memory_limit=ALL, folder=tmp_path), counter).strips(layer, read, 20))
     assert len(reported) == len(made)
     assert (max(heights), max(strip.shape[2] for strip in made)) == (requested, gives)
     assert away(torch.cat(made, 2), layer(x)) < 1e-6
@@ -317,7 +317,7 @@ def test_files_are_closed_also_where_strips_are_not_all_taken(tmp_path: Path) ->
 def test_a_map_may_be_overwritten_while_it_is_read(tmp_path: Path) -> None:
     x = noise(2, 3, 7, 4)
     for memory_limit in (NOTHING, ALL):
-        x_map = gathered(iter(torch.split(x, 2, 2)), 7, MapStorage(memory_limit=memory_limit, folder=tmp_path))
+        x_map = gathered(iter(torch.split(x, 2, 2)), 7, MapStorageSettings(memory_limit=memory_limit, folder=tmp_path))
         assert torch.equal(x_map.read(0, 7), x)
         doubled = x_map.overwritten(x_map.read(first, min(first + 3, 7)) * 2 for first in (0, 3, 6))
         assert torch.equal(doubled.read(0, 7), x * 2)

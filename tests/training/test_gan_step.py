@@ -27,8 +27,8 @@ from smalti.training.gan_step import (
     GAN,
     UPDATES,
     AdversarialSchedule,
+    GANStepResult,
     StepInputs,
-    StepResult,
     draw_choices,
     gan_step,
     r1_factor_at,
@@ -124,7 +124,7 @@ class SmallGAN:
         }
         return StepInputs(**{**values, **changes})
 
-    def step(self, generator: float, discriminator: float, **changes: Any) -> StepResult:
+    def step(self, generator: float, discriminator: float, **changes: Any) -> GANStepResult:
         """A step with these factors of the adversarial losses."""
         return gan_step(self.gan(), self.images, self.inputs(generator, discriminator, **changes))
 

@@ -18,7 +18,7 @@ from smalti.losses.patch_discriminator import PatchSettings
 from smalti.scenes.painter import LABELS
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.training.run_folder import read_metrics
-from smalti.training.runs import OWN, condition_of
+from smalti.training.runs import WITHOUT_CODES, condition_of
 from tests.small import SIDE, write_images
 from tests.training.test_recipes import SMALL, SMALL_PRIOR, overridden, prior, smalti, tokenizer
 
@@ -96,7 +96,7 @@ CONDITIONS = {
 def test_priors_of_conditions_are_small_but_for_their_condition(recipe: str) -> None:
     settings, small = prior(recipe), prior("small")
     assert settings.condition == CONDITIONS[recipe] != small.condition
-    assert settings.condition in (*OWN, *ANNOTATORS)
+    assert settings.condition in (*WITHOUT_CODES, *ANNOTATORS)
     assert (settings.run, settings.network, settings.optimizer) == (small.run, small.network, small.optimizer)
     hides = recipe not in ("unconditional", "coordinates")  # where a part lies is always known
     assert settings.condition_dropout == (small.condition_dropout if hides else 0)

@@ -21,7 +21,7 @@ from smalti.losses.patch_discriminator import PatchSettings
 from smalti.pipeline import Pipeline
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import STAGES, PriorTraining, TokenizerTraining, read_recipe, recipes, resolve
-from smalti.training.prior_networks import Codes, GPTNetwork, build_network
+from smalti.training.prior_networks import CodesRead, GPTNetwork, build_network
 from smalti.training.run_folder import read_metrics
 from tests.small import SIDE, write_images
 
@@ -293,7 +293,7 @@ def test_priors_have_as_many_weights_as_the_original(recipe: str, weights: int) 
     some = {"labels": 1000, "unconditional": 0}.get(settings.condition, settings.network.vocab_size)
     size, prefix = settings.network.vocab_size, PREFIXES[settings.condition]
     with torch.device("meta"):
-        made = build_network(settings.network, Codes(size=size, grid=(16, 16), condition_size=some, prefix=prefix))
+        made = build_network(settings.network, CodesRead(size=size, grid=(16, 16), condition_size=some, prefix=prefix))
     assert count(made.prior) == weights
 
 

@@ -25,7 +25,7 @@ from smalti.training.config import OptimizerSettings, PriorTraining, TokenizerTr
 from smalti.training.gan_step import AdversarialSchedule
 from smalti.training.optimizer import Average, Latest, exported, rate_at
 from smalti.training.optimizer_step import apply_gradients, clip_gradients
-from smalti.training.prior_networks import Codes, GPTNetwork, TransformerNetwork, build_network
+from smalti.training.prior_networks import CodesRead, GPTNetwork, TransformerNetwork, build_network
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
 from smalti.training.stage1 import TokenizerStage, adversarial_schedule
 from smalti.training.stage2 import corrupt_codes
@@ -364,7 +364,7 @@ def test_conditions_that_codes_do_not_hold(folder: Path, name: str) -> None:
     assert not (folder / "refused").exists()
 
 
-READ = Codes(size=32, grid=(4, 4), condition_size=7, prefix=3)
+READ = CodesRead(size=32, grid=(4, 4), condition_size=7, prefix=3)
 
 
 def test_a_gpt_is_as_large_as_what_it_reads() -> None:

@@ -17,7 +17,13 @@ from safetensors.torch import load_file
 
 from smalti.core.errors import SmaltiError
 from smalti.training.config import TokenizerRun, TokenizerTraining, resolve
-from smalti.training.launcher import arranged, first_alone, is_first, launch, report_once
+from smalti.training.launcher import (
+    device_counts,
+    errors_from_first_process,
+    is_first_process,
+    launch,
+    on_first_process,
+)
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from tests import processes
@@ -189,10 +195,10 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_one_process_unless_more_are_requested(nowhere: pytest.MonkeyPatch) -> None:
-    assert arranged(TokenizerRun(**SOME)) == (1, 1)
-    assert is_first()
+    assert device_counts(TokenizerRun(**SOME)) == (1, 1)
+    assert is_first_process()
     nowhere.setattr("smalti.core.devices.available_cores", lambda: 4)
-    assert arranged(TokenizerRun(**SOME, devices=3, nodes=2)) == (3, 2)
+    assert device_counts(TokenizerRun(**SOME, devices=3, nodes=2)) == (3, 2)
     with pytest.raises(
         SmaltiError, match=r"run.devices = 5, but this machine has 4 CPU cores; set run.devices=4 or less"
     ):
@@ -202,21 +208,21 @@ def test_one_process_unless_more_are_requested(nowhere: pytest.MonkeyPatch) -> N
 def test_torchrun_decides(nowhere: pytest.MonkeyPatch) -> None:
     for name, value in TORCHRUN.items():
         nowhere.setenv(name, value)
-    assert arranged(TokenizerRun(**SOME)) == (3, 2)
-    assert arranged(TokenizerRun(**SOME, devices=3)) == (3, 2)
-    assert not is_first()
+    assert device_counts(TokenizerRun(**SOME)) == (3, 2)
+    assert device_counts(TokenizerRun(**SOME, devices=3)) == (3, 2)
+    assert not is_first_process()
     with pytest.raises(SmaltiError, match=r"run.devices = 4 on run.nodes = 2 .* 8 processes, but torchrun started 6"):
-        arranged(TokenizerRun(**SOME, devices=4))
+        device_counts(TokenizerRun(**SOME, devices=4))
 
 
 def test_slurm_decides(nowhere: pytest.MonkeyPatch) -> None:
     nowhere.setattr("smalti.training.launcher.SLURMEnvironment.detect", staticmethod(lambda: True))
     for name, value in {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "0"}.items():
         nowhere.setenv(name, value)
-    assert arranged(TokenizerRun(**SOME)) == (4, 2)
-    assert is_first()
+    assert device_counts(TokenizerRun(**SOME)) == (4, 2)
+    assert is_first_process()
     nowhere.setenv("SLURM_NTASKS_PER_NODE", "8")
-    assert arranged(TokenizerRun(**SOME)) == (8, 1)
+    assert device_counts(TokenizerRun(**SOME)) == (8, 1)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +239,13 @@ def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str, now
 
 
 def test_the_others_say_nothing(nowhere: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SmaltiError, match="once"), report_once():
+    with pytest.raises(SmaltiError, match="once"), errors_from_first_process():
         raise SmaltiError("once")
     nowhere.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit, match="1"), report_once():
+    with pytest.raises(SystemExit, match="1"), errors_from_first_process():
         raise SmaltiError("once")
 
 
 def test_one_process_acts_for_itself(nowhere: pytest.MonkeyPatch) -> None:
     fabric = launch(TokenizerRun(**SOME))
-    assert first_alone(fabric, lambda: json.loads("3")) == 3
+    assert on_first_process(fabric, lambda: json.loads("3")) == 3

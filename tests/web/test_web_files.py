@@ -15,7 +15,7 @@ from PIL import Image
 
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
-from smalti.images import io as image_io
+from smalti.images import resizing
 from smalti.web.code_images import from_text
 from smalti.web.requests import Limits
 from tests.web.test_studio import both, studio, tokenizer
@@ -36,8 +36,8 @@ def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return checked
 
     for name in ("_lanczos", "_nearest"):
-        monkeypatch.setattr(image_io, name, guarded(getattr(image_io, name)))
-    monkeypatch.setattr(image_io, "MOST_COVERING", 2**14)
+        monkeypatch.setattr(resizing, name, guarded(getattr(resizing, name)))
+    monkeypatch.setattr(resizing, "MOST_COVERING", 2**14)
     monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**14)
 
 

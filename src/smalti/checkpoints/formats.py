@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from smalti.checkpoints import diffusers, exports, llamagen, taming, taming_writing, transformers
-from smalti.checkpoints.base import Imported, Read, check_window
+from smalti.checkpoints.base import FormatReader, Imported, check_window
 from smalti.conditions.base import Condition, Grid
 from smalti.core.errors import SmaltiError
 from smalti.prior import Prior
 from smalti.tokenizer.vqgan import VQGAN
 
 
-class Write(Protocol):
+class FormatWriter(Protocol):
     """Our models -> a folder of the format. Raises `SmaltiError` for what the format cannot hold, naming the
     setting."""
 
@@ -29,28 +29,30 @@ class Write(Protocol):
     ) -> None: ...
 
 
-class Format(NamedTuple):
+class CheckpointFormat(NamedTuple):
     """One program's way to keep models."""
 
     about: str
-    read: Read
-    write: Write
+    read: FormatReader
+    write: FormatWriter
 
 
-FORMATS: dict[str, Format] = {
-    "diffusers": Format("diffusers' VQModel: a folder with config.json", diffusers.read, diffusers.write),
-    "taming": Format(
+FORMATS: dict[str, CheckpointFormat] = {
+    "diffusers": CheckpointFormat("diffusers' VQModel: a folder with config.json", diffusers.read, diffusers.write),
+    "taming": CheckpointFormat(
         "CompVis/taming-transformers and the VQ first stages of latent-diffusion: run folders, .ckpt with a YAML",
         taming.read,
         taming_writing.write,
     ),
-    "transformers": Format(
+    "transformers": CheckpointFormat(
         "transformers' GPT-2, of the paper's prior: a folder that smalti wrote", transformers.read, transformers.write
     ),
-    "llamagen": Format("LlamaGen's tokenizers and class-conditional GPTs: .pt", llamagen.read, llamagen.write),
+    "llamagen": CheckpointFormat(
+        "LlamaGen's tokenizers and class-conditional GPTs: .pt", llamagen.read, llamagen.write
+    ),
 }
 
-EXPORTS: dict[str, Write] = {"onnx": exports.write_onnx, "export": exports.write_programs}
+EXPORTS: dict[str, FormatWriter] = {"onnx": exports.write_onnx, "export": exports.write_programs}
 """What is written to be run by other programs, and not read again."""
 
 
@@ -58,8 +60,8 @@ def find_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) ->
     """A folder or file -> the models of the first foreign format that knows it, in evaluation mode on the CPU; None if
     none does.
 
-    `grid` and `prior` as in `Read`. Raises `SmaltiError` for what a format refuses, for a checkpoint without the
-    settings that belong to it, and for a `grid` that contradicts the checkpoint.
+    `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for what a format refuses, for a checkpoint without
+    its settings, and for a `grid` that contradicts the checkpoint.
     """
     for form in FORMATS.values():
         imported = form.read(path, grid=grid, prior=prior)

@@ -19,10 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from smalti.checkpoints.base import Imported, in_text
+from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_pickle, read_tensors, tensors_in
 from smalti.checkpoints.renaming import Renaming, Rule
-from smalti.conditions.base import Condition, Grid
+from smalti.conditions.base import Condition, Grid, grid_text
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
@@ -106,9 +106,9 @@ class _File(NamedTuple):
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A file of theirs, or a folder with a tokenizer, a GPT or both -> our models; None where it holds none of theirs.
 
-    `grid` and `prior` as in `Read`: their files do not say the grid. Raises `SmaltiError` for damaged files, for
-    weights that do not fit (with their names), for a folder with several models of one kind, for a tokenizer and a GPT
-    of other numbers of codes, and for text-conditional GPTs.
+    `grid` and `prior` as in `FormatReader`; the files do not contain the grid. Raises `SmaltiError` for damaged files,
+    for weights of another shape (with their names), for a folder with several models of one kind, for a tokenizer and
+    a GPT with different numbers of codes, and for text-conditional GPTs.
     """
     files = _files(path)
     if not files:
@@ -344,7 +344,7 @@ def _notes(file: _File, *, width: int, classes: int, factor: int, grid: Grid | N
         heads, side, heads_from = width // (2 * pairs), math.isqrt(rows - 1), "its table of rotations"
         grid_from = heads_from
         if grid is not None and grid[0] * grid[1] != rows - 1:
-            raise file.unfit(f"its table of rotations is of {rows - 1} codes, the grid given of {in_text(grid)}")
+            raise file.unfit(f"its table of rotations is of {rows - 1} codes, the grid given of {grid_text(grid)}")
     if grid is not None:
         grid_from = "the grid given"
     if not heads:

@@ -18,9 +18,9 @@ import yaml
 from torch import Tensor
 
 from smalti.checkpoints import llamagen
-from smalti.checkpoints.base import Imported, in_text
+from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
-from smalti.checkpoints.taming_conditions import ConditionStage, condition_of
+from smalti.checkpoints.taming_conditions import ConditionStage, read_condition_stage
 from smalti.checkpoints.taming_parts import (
     GPTS,
     MASKS,
@@ -31,11 +31,11 @@ from smalti.checkpoints.taming_parts import (
     about,
     gpt_names,
     gpt_settings,
-    read_tokenizer,
+    read_first_stage,
     resolution,
     take,
 )
-from smalti.conditions.base import Grid
+from smalti.conditions.base import Grid, grid_text
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse_yaml
 from smalti.prior import ORDERS as ORDERS_HERE
@@ -186,8 +186,8 @@ def _merge_settings(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A checkpoint of theirs -> our models, in evaluation mode on the CPU; None where `path` is none of theirs.
 
-    `grid` and `prior` as in `Read`. Raises `SmaltiError` for damaged files, unknown targets and settings, weights that
-    do not fit them, with names, and for a transformer over a grid that is not known.
+    `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, unknown targets and settings, for
+    weights of another shape (with their names), and for a transformer whose grid is unknown.
     """
     if path.is_file() and not _own(path, home=path.parent.parent) and llamagen.knows(path):
         return None  # what its weights say counts more than a YAML nearby
@@ -199,11 +199,11 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
         return None
     model, where = found.model, str(found.weights)
     if model.target in TOKENIZERS:
-        tokenizer = read_tokenizer(model, weights, prefix="", where=where)
+        tokenizer = read_first_stage(model, weights, prefix="", where=where)
         return Imported("taming", tokenizer, None, None, about(model, where=where))
     if not prior:
         first = _first_stage(model, where=where)
-        tokenizer = read_tokenizer(first, weights, prefix=FIRST, where=where)
+        tokenizer = read_first_stage(first, weights, prefix=FIRST, where=where)
         return Imported("taming", tokenizer, None, None, about(first, where=where))
     data = found.config.get("data") or {}
     return read_net2net(model, weights, data=data, where=where, grid=_agreed(grid, found.grid, where=where))
@@ -213,7 +213,7 @@ def _agreed(given: Grid | None, noted: Grid | None, *, where: str) -> Grid | Non
     """The one of two grids that is known. Raises `SmaltiError` if they differ."""
     if given is not None and noted is not None and given != noted:
         raise SmaltiError(
-            f"{where} is of a window of {in_text(noted)} codes, the grid given is {in_text(given)}; leave it out"
+            f"{where} is of a window of {grid_text(noted)} codes, the grid given is {grid_text(given)}; leave it out"
         )
     return noted if given is None else given
 
@@ -238,7 +238,7 @@ def read_net2net(
     params = dict(part.params)
     _check_keys(params, where=where)
     first = _first_stage(part, where=where)
-    tokenizer = read_tokenizer(first, weights, prefix=FIRST, where=where)
+    tokenizer = read_first_stage(first, weights, prefix=FIRST, where=where)
     gpt = Part.of(params.get("transformer_config"), where=where, known=GPTS)
     stage = ConditionStage(
         params=params,
@@ -251,7 +251,7 @@ def read_net2net(
         side=resolution(first, where=where) // tokenizer.factor,
         where=where,
     )
-    built = condition_of(stage)
+    built = read_condition_stage(stage)
     order = _order(params, weights, built.grid, where=where)
     settings = gpt_settings(
         gpt,
@@ -321,6 +321,6 @@ def _order(params: Mapping[str, Any], weights: Mapping[str, Tensor], grid: Grid,
     stored = weights.get("permuter.forward_shuffle_idx")
     if stored is not None and not torch.equal(stored.flatten(), ORDERS_HERE[order](*grid)):
         raise SmaltiError(
-            f"{where}: the indices of its permuter are not those of {permuter.target} over {in_text(grid)} codes"
+            f"{where}: the indices of its permuter are not those of {permuter.target} over {grid_text(grid)} codes"
         )
     return order

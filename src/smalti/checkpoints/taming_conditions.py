@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from smalti.checkpoints.base import in_text
 from smalti.checkpoints.taming_parts import (
     SEGMENTATION,
     TOKENIZERS,
     Part,
-    read_tokenizer,
+    read_first_stage,
     section_weights,
     take,
     tokenizer_section,
 )
-from smalti.conditions.base import Condition, Grid
+from smalti.conditions.base import Condition, Grid, grid_text
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.labels import Labels, Unconditional
 from smalti.conditions.layout import Layout
@@ -78,7 +77,7 @@ class ImportedCondition(NamedTuple):
     """The unconditional prefix code, None without one."""
 
 
-def condition_of(stage: ConditionStage) -> ImportedCondition:
+def read_condition_stage(stage: ConditionStage) -> ImportedCondition:
     """A transformer of the original -> its condition. Raises `SmaltiError` for unknown stages and settings."""
     config = stage.params.get("cond_stage_config", UNCONDITIONAL)
     if stage.params.get("unconditional") or config == UNCONDITIONAL:
@@ -119,8 +118,8 @@ def _square(stage: ConditionStage, count: int) -> Grid:
     if side and side * side == count:
         return side, side
     shapes = [(rows, count // rows) for rows in range(2, side + 1) if count % rows == 0]
-    fitting = [(stage.side, stage.side)] if 0 < nominal <= count else []
-    tried = ", ".join(in_text(shape) for shape in (*shapes[::-1][:3], *fitting))
+    nominal_shape = [(stage.side, stage.side)] if 0 < nominal <= count else []
+    tried = ", ".join(grid_text(shape) for shape in (*shapes[::-1][:3], *nominal_shape))
     raise SmaltiError(
         f"{stage.where}: its transformer generates {count} codes, which is not a square, and the checkpoint does not "
         f"contain their shape; give the grid, height x width: --grid HxW, in Python grid=(h, w)"
@@ -156,7 +155,7 @@ def _coordinates(stage: ConditionStage, part: Part) -> ImportedCondition:
 
 
 def _own_tokenizer(stage: ConditionStage, part: Part) -> ImportedCondition:
-    tokenizer = read_tokenizer(part, stage.weights, prefix=PREFIX, where=stage.where)
+    tokenizer = read_first_stage(part, stage.weights, prefix=PREFIX, where=stage.where)
     names = {1: "depth", 3: "image"}
     kind = "segmentation" if part.target == SEGMENTATION else names.get(tokenizer.settings.autoencoder.channels)
     if kind is None:
@@ -194,7 +193,7 @@ def _codes(stage: ConditionStage, part: Part) -> ImportedCondition:
     length = stage.block - grid[0] * grid[1]
     if length < 1:
         raise SmaltiError(
-            f"{stage.where}: {stage.block} positions leave no room for a condition besides {in_text(grid)} "
+            f"{stage.where}: {stage.block} positions leave no room for a condition besides {grid_text(grid)} "
             "codes; give its grid, height x width: --grid HxW, in Python grid=(h, w)"
         )
     given = {"key": _key(stage), "codebook_size": stage.vocabulary, "length": length}

@@ -329,7 +329,7 @@ def about(part: Part, *, where: str) -> dict[str, Any]:
     return {"imported_from": part.target, "size": [side, side]}
 
 
-def read_tokenizer(part: Part, weights: Mapping[str, Tensor], *, prefix: str, where: str) -> VQGAN:
+def read_first_stage(part: Part, weights: Mapping[str, Tensor], *, prefix: str, where: str) -> VQGAN:
     """A first stage's section, and weights of which its own begin with `prefix` -> the tokenizer."""
     mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     used = len(mine["quantize.used"]) if "quantize.used" in mine else 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from smalti.cli.console import CONSOLE, size_option
-from smalti.cli.model_options import Grid, Model, announce_default, grid_option
+from smalti.cli.model_options import GridOption, ModelArgument, announce_default, grid_option
 from smalti.hub.bundled_models import SCENES
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class Task(NamedTuple):
 
 
 def bench(
-    model: Model = SCENES,
+    model: ModelArgument = SCENES,
     size: Annotated[
         str | None, typer.Option(help="Size in pixels: 64, or height x width; the training size by default.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size to measure, besides 1.")] = 16,
-    grid: Grid = None,
+    grid: GridOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Measure images per second, codes per second and memory of a tokenizer or a pipeline on this machine."""

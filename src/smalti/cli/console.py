@@ -15,9 +15,9 @@ CONSOLE = progress.plain_console()
 ERRORS = progress.plain_console(stderr=True)
 
 
-def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """As `progress.counting`, on the console of the commands."""
-    return progress.counting(CONSOLE, title=title, unit=unit)
+def progress_bar(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """As `progress.progress_bar`, on the console of the commands."""
+    return progress.progress_bar(CONSOLE, title=title, unit=unit)
 
 
 def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[str, str]:

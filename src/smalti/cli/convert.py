@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.cli.model_options import Grid, grid_option
+from smalti.cli.model_options import GridOption, grid_option
 from smalti.cli.shell_completion import FORMATS, formats
 from smalti.core.errors import SmaltiError, suggestion
 
@@ -20,11 +20,11 @@ def convert(
     half: Annotated[
         bool, typer.Option("--half", help="Store weights in half precision; only for smalti's own format.")
     ] = False,
-    grid: Grid = None,
+    grid: GridOption = None,
 ) -> None:
     """Convert a checkpoint of another program to smalti's format, or a smalti model to another format."""
     from smalti.checkpoints import formats as foreign
-    from smalti.hub.pretrained import halve, halved
+    from smalti.hub.pretrained import round_to_half_precision, save_in_half_precision
     from smalti.model_loading import read_models, save_models
 
     if to not in FORMATS:
@@ -37,11 +37,11 @@ def convert(
     if half:
         for network in (models.tokenizer, models.prior, *(models.condition.networks if models.condition else ())):
             if network is not None:
-                halved(network)
+                round_to_half_precision(network)
     if to == "smalti":
         save_models(models, destination)
         if half:
-            halve(destination)
+            save_in_half_precision(destination)
     else:
         write = foreign.EXPORTS[to] if to in foreign.EXPORTS else foreign.FORMATS[to].write
         write(models.tokenizer, models.prior, models.condition, destination, about=models.about)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smalti.cli.console import CONSOLE, by_name, counting, size_option
+from smalti.cli.console import CONSOLE, by_name, progress_bar, size_option
 
 
 def scenes(
@@ -25,7 +25,7 @@ def scenes(
 
     height_width = size_option(size)
     assert height_width is not None
-    with counting("rendering", "scenes") as progress:
+    with progress_bar("rendering", "scenes") as progress:
         write_scenes(
             out, count=count, size=height_width, seed=seed, progress=lambda done: progress(done, count), workers=workers
         )
@@ -109,7 +109,7 @@ def encode(
         "validation": validation,
     }
     settings = parse(CopiesSettings, {"copies": copies, "images": images}, where="smalti encode")
-    with counting("encoding", "images") as progress:
+    with progress_bar("encoding", "images") as progress:
         encoded = encode_images(
             tokenizer,
             data,

@@ -26,12 +26,12 @@ EXTRAS = {"web": "gradio", "onnx": "onnxscript", "check-web": "playwright"}
 BYTES_PER_WEIGHT = 20
 """Bytes: the weight, its gradient, two moments of Adam and the running average, in float32."""
 ACTIVATION_FACTOR = 2
-"""What a step keeps, as a multiple of what the tokenizer does: discriminator and perceptual network together come to as
-much."""
+"""Activations that a step keeps, as a multiple of those of the tokenizer: the discriminator and the perceptual network
+together keep about as much."""
 MEMORY_SHARE = 0.8
-"""How much of the free memory a training may take."""
+"""The fraction of the free memory that a training may use."""
 ACCUMULATION_STEPS = (1, 2, 4, 8)
-"""Parts of a batch, one after the other, that are advised; with more, another recipe is the better advice."""
+"""Values of `run.accumulate` that are suggested. If even the largest does not suffice, a smaller recipe is suggested."""
 MIN_FREE_DISK = 1.0
 """GiB of disk below which downloads and checkpoints will fail."""
 
@@ -65,7 +65,7 @@ def doctor() -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free: of the GPU, else of the machine, as far as this process may take them."""
+    """Free bytes of the GPU, or of the machine as far as this process may use them (limits of a container count)."""
     import torch
 
     if device.type == "cuda":
@@ -77,8 +77,8 @@ def free_memory(device: torch.device) -> int:
         free = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), free)
     limits = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")]
     if all(path.is_file() for path in limits):  # in a container
-        most, used = (path.read_text("utf-8").strip() for path in limits)
-        free = free if most == "max" else min(free, int(most) - int(used))
+        limit, used = (path.read_text("utf-8").strip() for path in limits)
+        free = free if limit == "max" else min(free, int(limit) - int(used))
     return max(free, 0)
 
 
@@ -110,13 +110,13 @@ def _cache() -> Path:
 
 
 def _free_disk(folder: Path) -> int:
-    """Bytes that are free where `folder` is, or would be made."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Free bytes of the disk that holds `folder`, or would hold it."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _convolutions() -> str:
-    """Whether ours are used, else why not."""
+    """Whether smalti's convolution kernels are used, otherwise why not."""
     import torch
 
     from smalti.kernels import native, winograd
@@ -138,7 +138,7 @@ def _convolutions() -> str:
 
 
 def _weights() -> Iterator[tuple[str, str]]:
-    """Each published file -> where it is."""
+    """The lines of the published files: whether and where each is on this machine."""
     from smalti.core.errors import SmaltiError
     from smalti.core.published_weights import WEIGHTS, found_weights
 
@@ -154,17 +154,17 @@ def _weights() -> Iterator[tuple[str, str]]:
 def suggested_command(device: torch.device, memory: int) -> str:
     """A device and its free bytes -> a suggested first command.
 
-    On a GPU that is the recipe f16 for photographs, where its batch fits into the memory, whole or in parts; else the
-    recipe small.
+    On a GPU it uses the recipe f16 for photographs if a batch, whole or in parts, fits into memory; otherwise the recipe
+    small.
     """
     from smalti.training.config import TokenizerTraining, resolve
 
     for recipe in ("f16", "small") if device.type == "cuda" else ("small",):
         settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=())
-        still, each = memory_needed(settings)
+        fixed, per_image = memory_needed(settings)
         batch = settings.run.batch
         for parts in (parts for parts in ACCUMULATION_STEPS if batch % parts == 0):
-            need = still + each * batch / parts
+            need = fixed + per_image * batch / parts
             if need <= MEMORY_SHARE * memory:
                 accumulate = f" --set run.accumulate={parts}" if parts > 1 else ""
                 command = f"smalti train tokenizer IMAGES --out RUN --recipe {recipe}{accumulate}"
@@ -173,33 +173,33 @@ def suggested_command(device: torch.device, memory: int) -> str:
 
 
 def memory_needed(settings: TokenizerTraining) -> tuple[float, float]:
-    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each image that is computed at
-    once.
+    """A training of stage 1 -> the bytes that it needs, about: independent of the batch, and per image of a part.
 
-    What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and
-    what of twice as many. The difference grows with the image.
+    The activations that a tokenizer with these settings saves for the gradient are counted for two small images, one
+    twice as large as the other. Their difference, scaled to the size of the training images, is the memory per image.
     """
     import torch
 
     from smalti.tokenizer.vqgan import VQGAN
 
-    with torch.device("meta"):  # nobody asks what the weights are
+    with torch.device("meta"):  # the weights are never used, so they are not initialized
         tokenizer = VQGAN(settings.model)
     tokenizer.to_empty(device="cpu")
     channels, side = settings.model.autoencoder.channels, 2 * tokenizer.factor
 
-    def kept(tiles: int) -> int:
+    def saved_bytes(tiles: int) -> int:
+        """The activations that autograd saves for an image of 2 f x 2 f `tiles` pixels."""
         sizes: list[int] = []
 
-        def noted(tensor: torch.Tensor) -> torch.Tensor:
+        def record_size(tensor: torch.Tensor) -> torch.Tensor:
             sizes.append(tensor.numel() * tensor.element_size())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(record_size, lambda tensor: tensor):
             tokenizer.decode(tokenizer.features(torch.zeros(1, channels, side, side * tiles)))
         return sum(sizes)
 
-    image = (kept(2) - kept(1)) * math.prod(settings.images.size) / side**2
+    image = (saved_bytes(2) - saved_bytes(1)) * math.prod(settings.images.size) / side**2
     half = 0.5 if settings.run.precision.startswith(("bf16", "16")) else 1.0
     count = sum(parameter.numel() for parameter in tokenizer.parameters())
     return BYTES_PER_WEIGHT * count, ACTIVATION_FACTOR * half * image
@@ -216,8 +216,8 @@ def _warnings(memory: int) -> Iterator[str]:
             f"{available_cores()}"
         )
     if _free_disk(_cache()) < MIN_FREE_DISK * GIB:
-        yield f"there is little room for downloads in {_cache()}; free some, or name another folder in SMALTI_CACHE"
+        yield f"there is little disk space for downloads in {_cache()}; free some, or set SMALTI_CACHE to another folder"
     if _free_disk(Path.cwd()) < MIN_FREE_DISK * GIB:
-        yield "there is little room in this folder, and a run keeps two checkpoints; free some, or give --out elsewhere"
+        yield "there is little disk space here, and a run keeps two checkpoints; free some, or choose another --out"
     if memory < GIB:
         yield f"only {memory / GIB:.1f} GiB of memory are free"

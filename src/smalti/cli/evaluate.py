@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smalti.cli.console import CONSOLE, counting, size_option
-from smalti.cli.model_options import Grid, grid_option
+from smalti.cli.console import CONSOLE, progress_bar, size_option
+from smalti.cli.model_options import GridOption, grid_option
 
 if TYPE_CHECKING:
     from smalti.data.sources import Source
@@ -90,7 +90,7 @@ def tokenizer(
     trained = models.about.get("size")
     if chosen.images.size is None and trained is not None and not any("images.size" in each for each in changes):
         chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *changes])
-    with counting("measuring", "images") as progress:
+    with progress_bar("measuring", "images") as progress:
         measured = measure_tokenizer(
             models.tokenizer, source, protocol=chosen, device=torch_device, progress=progress, batch=batch
         )
@@ -114,7 +114,7 @@ def prior(
     held_out: HeldOut = None,
     out: Out = None,
     batch: Batch = 16,
-    grid: Grid = None,
+    grid: GridOption = None,
     device: Device = "auto",
 ) -> None:
     """Measure the likelihood that a prior assigns to held-out images; protocols with samples also compare generated
@@ -139,7 +139,7 @@ def prior(
     if models.tokenizer is None or models.prior is None or models.condition is None:
         raise SmaltiError(f"{model} does not hold both a prior and its tokenizer; the likelihood of images needs both")
     pipeline = Pipeline(models.tokenizer, models.prior, models.condition)
-    with counting("measuring", "images") as progress:
+    with progress_bar("measuring", "images") as progress:
         measured = measure_prior(pipeline, given, protocol=chosen, device=torch_device, progress=progress, batch=batch)
     count = 0 if isinstance(given, CodeShards) else len(given.images)
     seen = _seen_in_training(models.about, data, count, held_out=chosen.images.held_out)
@@ -186,7 +186,7 @@ def folders(
         raise SmaltiError(f"{reference} holds statistics already; omit --statistics")
     given = read_statistics(reference) if known else open_images(reference)
     torch_device, source = pick_device(device), open_images(samples)
-    with counting("measuring", "images") as progress:
+    with progress_bar("measuring", "images") as progress:
         measured = measure_sets(
             source, given, protocol=chosen, device=torch_device, progress=progress, batch=batch, statistics=statistics
         )
@@ -194,12 +194,12 @@ def folders(
 
 
 @app.command("compare")
-def compare(
+def compare_results(
     first: Annotated[Path, typer.Argument(help="A result.json, or the folder it is in.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
 ) -> None:
     """Compare two results. If their protocols or data differ, an error names the difference."""
-    from smalti.evaluation.results import compare as compared
+    from smalti.evaluation.results import compare_results as compared
     from smalti.evaluation.results import format_score, read_result
 
     for score, a, b in compared(read_result(first), read_result(second)):

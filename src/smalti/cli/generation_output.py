@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, final
 
 import typer
 
-from smalti.cli.console import CONSOLE, counting
+from smalti.cli.console import CONSOLE, progress_bar
 from smalti.core.errors import SmaltiError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from smalti.evaluation.rejection_sampling import Score
+    from smalti.evaluation.rejection_sampling import ImageScore
     from smalti.generation.generation_checkpoint import GenerationCheckpoint
     from smalti.generation.request import GenerationRequest
     from smalti.pipeline import Pipeline
@@ -150,7 +150,7 @@ class CandidateSelection(NamedTuple):
     """1: no selection."""
     scorer: str
     """The name of the score for the image's settings: "likelihood", or the classifier."""
-    make_score: Callable[[Pipeline, GenerationRequest], Score]
+    make_score: Callable[[Pipeline, GenerationRequest], ImageScore]
     """A request -> the score of its candidates."""
 
 
@@ -223,7 +223,7 @@ def _generate_candidates(job: GenerationJob) -> None:
 
     num_candidates, scorer, make_score = job.options.selection
     score = make_score(job.pipeline, job.request)
-    with counting(f"generating{job.title}", "codes") as progress:
+    with progress_bar(f"generating{job.title}", "codes") as progress:
         best = rejection_sample(
             job.pipeline, job.request, num_candidates=num_candidates, score=score, progress=progress
         )
@@ -251,7 +251,7 @@ def _generate_resumable(job: GenerationJob) -> None:
         CONSOLE.print(f"resuming from {checkpoint.initial_count:,} of {total:,} codes", soft_wrap=True)
     try:
         with stopped_by_sigterm(), checkpoint:
-            with counting(f"generating{job.title}", "codes") as progress:
+            with progress_bar(f"generating{job.title}", "codes") as progress:
                 for state in checkpoint.states():
                     progress(state.generated, state.total)
                     partial.update(state.codes[0])
@@ -273,8 +273,9 @@ def _stopped(checkpoint: GenerationCheckpoint, total: int) -> str:
 
 def _save(job: GenerationJob, codes: Tensor) -> None:
     """Codes (B,h,w) -> image files, written while they are decoded; large images show progress."""
+    from smalti.core.progress_callback import no_progress
     from smalti.tokenizer.tiled.any_size import is_large
-    from smalti.tokenizer.tiled.tiled_progress import image_progress, no_progress
+    from smalti.tokenizer.tiled.tiled_progress import image_progress
 
     pipeline, files = job.pipeline, job.files
 
@@ -283,7 +284,7 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
             pipeline.save(file.path, own, settings=file.settings, progress=image_progress(progress, number, len(files)))
 
     if is_large(pipeline.tokenizer, codes):
-        with counting(f"decoding{job.title}", "rows") as progress:
+        with progress_bar(f"decoding{job.title}", "rows") as progress:
             write(progress)
         if job.kept is not None:
             CONSOLE.print(

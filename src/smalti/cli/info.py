@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.cli.model_options import Grid, announce_default, grid_option
+from smalti.cli.model_options import GridOption, announce_default, grid_option
 from smalti.core.errors import SmaltiError
-from smalti.hub.bundled_models import SCENES, named
+from smalti.hub.bundled_models import SCENES, model_path
 
 if TYPE_CHECKING:
     from smalti.checkpoints.base import Imported
@@ -27,11 +28,11 @@ def info(
             show_default=False,
         ),
     ] = SCENES,
-    grid: Grid = None,
+    grid: GridOption = None,
 ) -> None:
     """Describe a checkpoint, run, code shard folder, image folder or image."""
     announce_default(path)
-    described = _described(named(path), grid=grid_option(grid))
+    described = _described(model_path(path), grid=grid_option(grid))
     if grid is not None and "checkpoint" not in described:
         raise SmaltiError(f"{path} is not a checkpoint of another program; --grid is for those; omit it")
     from smalti.core.settings import flattened
@@ -187,7 +188,7 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
     try:
         with safe_open(weights, "pt") as file:
             slices = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118, not a dict
-            count = sum(_product(shape) for shape in slices)
+            count = sum(math.prod(shape) for shape in slices)
     except SafetensorError as error:
         raise SmaltiError(f"{weights} is damaged or truncated ({error})") from error
     return {"model": f"{config['kind']}, {count:,} parameters", **config["settings"], **config.get("about", {})}
@@ -216,13 +217,6 @@ def _foreign(path: Path, models: Imported) -> dict[str, Any]:
         parts["prior"] = f"{count:,} parameters, a window of {rows}x{columns} codes"
         parts["condition"] = _condition_summary(models.condition)
     return {**parts, "about": models.about}
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
 
 
 def _images(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from smalti.cli.console import CONSOLE, size_option
 from smalti.hub.bundled_models import SCENES
 
-Model = Annotated[
+ModelArgument = Annotated[
     Path,
     typer.Argument(
         help="A folder that contains `tokenizer` and `prior`, a Hub id, or a checkpoint; the bundled model "
@@ -19,7 +19,7 @@ Model = Annotated[
     ),
 ]
 
-Grid = Annotated[
+GridOption = Annotated[
     str | None,
     typer.Option(
         "--grid",

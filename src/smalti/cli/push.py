@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.cli.model_options import Grid, grid_option
+from smalti.cli.model_options import GridOption, grid_option
 from smalti.core.errors import SmaltiError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def push(
     card_only: Annotated[
         Path | None, typer.Option("--card-only", help="Write the upload to this folder instead of uploading it.")
     ] = None,
-    grid: Grid = None,
+    grid: GridOption = None,
 ) -> None:
     """Upload a model, with a model card written from its run, to the Hugging Face Hub."""
     from smalti.core.files import folder_written_atomically

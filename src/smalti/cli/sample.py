@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
+from smalti.cli.console import CONSOLE, ERRORS, by_name, progress_bar, size_option
 from smalti.cli.generation_output import (
     CandidateSelection,
     GenerationJob,
@@ -22,12 +22,12 @@ from smalti.cli.generation_output import (
     Speculate,
     generate_and_save,
 )
-from smalti.cli.model_options import Grid, Model, announce_default, grid_option
+from smalti.cli.model_options import GridOption, ModelArgument, announce_default, grid_option
 from smalti.core.errors import SmaltiError
 from smalti.hub.bundled_models import SCENES
 
 if TYPE_CHECKING:
-    from smalti.evaluation.rejection_sampling import Score
+    from smalti.evaluation.rejection_sampling import ImageScore
     from smalti.generation.request import GenerationRequest
     from smalti.losses.logits import LogitDistance
     from smalti.pipeline import Pipeline
@@ -79,7 +79,7 @@ Size = Annotated[
 
 def sample(
     out: Out,
-    model: Model = SCENES,
+    model: ModelArgument = SCENES,
     count: Count = 4,
     label: Label = None,
     text: Text = None,
@@ -109,7 +109,7 @@ def sample(
     preview: Preview = 30.0,
     speculate: Speculate = 0,
     parallel: Parallel = 0,
-    window: Grid = None,
+    window: GridOption = None,
     device: Device = "auto",
 ) -> None:
     """Generate images. Ctrl-C saves the partial result; --resume continues it."""
@@ -139,7 +139,7 @@ def sample(
         layout=layout,
         other=condition or [],
     )
-    value, grid = pipeline.fit_condition(conditions, size=size_option(size))
+    value, grid = pipeline.read_condition(conditions, size=size_option(size))
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
     best_of = best_of or (8 if classifier else 1)
     selection = _selection(pipeline, classifier, label=label, best_of=best_of)
@@ -194,7 +194,9 @@ def _selection(pipeline: Pipeline, classifier: str | None, *, label: str | None,
     return CandidateSelection(best_of, Path(classifier).name, partial(_score_by_class, network=network, number=number))
 
 
-def _score_by_class(pipeline: Pipeline, request: GenerationRequest, *, network: LogitDistance, number: int) -> Score:
+def _score_by_class(
+    pipeline: Pipeline, request: GenerationRequest, *, network: LogitDistance, number: int
+) -> ImageScore:
     """A request for images of one class -> their score by a classifier."""
     from smalti.evaluation.imagenet_classifier import by_class
     from smalti.evaluation.rejection_sampling import by_images
@@ -265,7 +267,7 @@ def complete(
     preview: Preview = 30.0,
     speculate: Speculate = 0,
     parallel: Parallel = 0,
-    window: Grid = None,
+    window: GridOption = None,
     device: Device = "auto",
 ) -> None:
     """Inpaint or outpaint an image: keep a part and generate the rest. The image is scaled and cropped to `--size`."""
@@ -276,8 +278,9 @@ def complete(
     from smalti.core.settings import as_mapping
     from smalti.generation.code_sampler import make_sampler
     from smalti.generation.request import center_on_canvas, check_generation_memory
-    from smalti.images.io import covered_middle, read_image, to_tensor
+    from smalti.images.io import read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
+    from smalti.images.resizing import covered_middle
     from smalti.images.seams import on_canvas
     from smalti.pipeline import Pipeline
 
@@ -316,7 +319,7 @@ def complete(
     settings |= as_mapping(sampler)
     conditions = _condition_texts(condition_keys(pipeline.condition), label=label, text=text, other=condition or [])
     wide = size_option(canvas) or height_width
-    value, grid = pipeline.fit_condition(conditions, size=wide)
+    value, grid = pipeline.read_condition(conditions, size=wide)
     check_generation_memory(count, grid)
     kept = pipeline.known_codes(given, known, fill=fill)
     codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
@@ -372,7 +375,8 @@ def reconstruct(
     from smalti.data.outputs import check_outputs, output_paths, without_results
     from smalti.data.sources import holds_many, open_source
     from smalti.evaluation.metrics import CodeUse, psnr
-    from smalti.images.io import DamagedImage, center_crop, covered_middle, save_png
+    from smalti.images.io import DamagedImage, save_png
+    from smalti.images.resizing import center_crop, covered_middle
     from smalti.model_loading import read_tokenizer
     from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 
@@ -388,7 +392,7 @@ def reconstruct(
     labels = kind.name == "labels"
     name, similarity = ("correct labels", label_accuracy) if labels else ("PSNR", psnr)
     code_use, similarities = CodeUse(model.size), []
-    with counting("reconstructing", "images") as progress:
+    with progress_bar("reconstructing", "images") as progress:
         for done, (entry, path) in enumerate(zip(entries, paths, strict=True), 1):
             try:
                 array = (

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.console import CONSOLE, counting
+from smalti.cli.console import CONSOLE, progress_bar
 from smalti.cli.shell_completion import recipes
 
 app = typer.Typer(
@@ -51,17 +51,17 @@ def tokenizer(
     """Train a tokenizer on images (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
     from smalti.training.initialization import resolve_from, start_from
-    from smalti.training.launcher import is_first, report_once
+    from smalti.training.launcher import errors_from_first_process, is_first_process
     from smalti.training.runs import show_settings, train_tokenizer
 
-    with report_once():
+    with errors_from_first_process():
         changes = overrides or []
         start = start_from(source) if source else None
         if start is None:
             settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=changes)
         else:
             settings = resolve_from(start, recipe=recipe, overrides=changes)
-        if is_first():
+        if is_first_process():
             show_settings(settings, CONSOLE)
         if not dry_run:
             train_tokenizer(data, out, settings=settings, console=CONSOLE, start=start)
@@ -89,16 +89,16 @@ def prior(
 ) -> None:
     """Train a prior on codes (stage 2)."""
     from smalti.training.config import PriorTraining, resolve
-    from smalti.training.launcher import is_first, report_once
+    from smalti.training.launcher import errors_from_first_process, is_first_process
     from smalti.training.runs import codes_of, show_settings, train_prior
 
-    with report_once():
+    with errors_from_first_process():
         changes = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
         changes += [] if condition is None else [f"condition={condition}"]
         settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=changes)
-        if is_first():
+        if is_first_process():
             show_settings(settings, CONSOLE)
         if not dry_run:
-            with counting("encoding", "images") as progress:
+            with progress_bar("encoding", "images") as progress:
                 shards = codes_of(data, tokenizer, out / "codes", settings=settings, progress=progress)
             train_prior(shards, tokenizer, out, settings=settings, console=CONSOLE)

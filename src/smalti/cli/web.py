@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.cli.model_options import Grid, Model, announce_default, grid_option
+from smalti.cli.model_options import GridOption, ModelArgument, announce_default, grid_option
 from smalti.hub.bundled_models import SCENES
 
 
 def web(
-    model: Model = SCENES,
+    model: ModelArgument = SCENES,
     host: Annotated[
         str, typer.Option(help="Address to bind: 127.0.0.1 for this machine only, 0.0.0.0 for all interfaces.")
     ] = "127.0.0.1",
@@ -34,7 +34,7 @@ def web(
     max_count: Annotated[int, typer.Option(min=1, help="Maximum images per request.")] = 8,
     max_upload: Annotated[int, typer.Option(min=1, help="Maximum upload size in MiB.")] = 20,
     max_waiting: Annotated[int, typer.Option(min=1, help="Maximum queued requests.")] = 32,
-    grid: Grid = None,
+    grid: GridOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Serve a web page to generate, inpaint and outpaint images. Ctrl-C stops it."""

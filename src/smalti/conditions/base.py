@@ -66,7 +66,7 @@ class Condition(ABC):
         """
 
     @abstractmethod
-    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
+    def resize_to_grid(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
         """A value of any size, and the grid (h,w) of the image, None for the value's own -> the value for that
         grid, and the grid, None if neither is given.
 
@@ -134,7 +134,7 @@ class UnsizedCondition(Condition, ABC):
     """A condition whose values have no size in pixels: they fit images of any size."""
 
     @final
-    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
+    def resize_to_grid(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
         return value, grid
 
 
@@ -157,7 +157,7 @@ def is_given(condition: Condition, value: Any) -> bool:
     return value is not None and not (condition.blank_is_none and isinstance(value, str) and not value.strip())
 
 
-def check_count(values: Sequence[Any], known: Tensor) -> None:
+def check_value_count(values: Sequence[Any], known: Tensor) -> None:
     """Raise `SmaltiError` unless there is one condition value per grid of known codes (B,h,w)."""
     if known.dim() != 3 or len(values) != len(known):
         raise SmaltiError(
@@ -200,3 +200,12 @@ def check_grid(grid: Grid, *, window: Grid, key: str) -> None:
             f"{grid[0]} x {grid[1]} were requested; request at least {max(grid[0], window[0])} x "
             f"{max(grid[1], window[1])}"
         )
+
+
+def grid_text(grid: Grid) -> str:
+    """A grid (h,w) as `--grid` takes it: height x width.
+
+    >>> grid_text((6, 10))
+    '6x10'
+    """
+    return f"{grid[0]}x{grid[1]}"

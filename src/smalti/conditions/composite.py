@@ -67,13 +67,13 @@ class CompositeCondition(Condition):
         keys = ", ".join(part.key for part in self.parts)
         raise SmaltiError(f"this model takes several conditions, {keys}; give {text!r} by the name of one of them")
 
-    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
+    def resize_to_grid(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
         """As in the base class, part after part: the first with a size determines the grid of the others."""
-        fitted = dict(self._as_mapping(value))
+        resized = dict(self._as_mapping(value))
         for part in self.parts:
-            if part.key in fitted:
-                fitted[part.key], grid = part.fit(fitted[part.key], grid=grid)
-        return fitted or None, grid
+            if part.key in resized:
+                resized[part.key], grid = part.resize_to_grid(resized[part.key], grid=grid)
+        return resized or None, grid
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         codes = []

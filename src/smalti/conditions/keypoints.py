@@ -133,7 +133,7 @@ def encode_keypoints(
     view = FULL_IMAGE if settings.encode_crop else crop
     order = settings.flip_permutation if flip else range(len(settings.points))
     codes: list[int] = []
-    for figure in truncate(figures, settings):
+    for figure in truncate_figures(figures, settings):
         assert len(figure) == len(settings.points), f"{len(figure)} points instead of {len(settings.points)}"
         visible = [_to_view(figure[number], crop, view) for number in order]
         if flip:
@@ -147,7 +147,7 @@ def encode_keypoints(
         codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
     points = [
         (relative_to_crop(crop, Box(*point, 0.0, 0.0), flip=flip), number)
-        for figure in truncate(figures, settings)
+        for figure in truncate_figures(figures, settings)
         for number, point in enumerate(figure[source] for source in order)
         if point is not None and _to_view(point, crop, crop) is not None
     ]
@@ -156,7 +156,7 @@ def encode_keypoints(
     return tuple(codes)
 
 
-def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
+def truncate_figures(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
     """The first `max_figures` figures. Warns if figures are dropped."""
     if len(figures) > settings.max_figures:
         warnings.warn(
@@ -258,7 +258,7 @@ class Keypoints(UnsizedCondition):
 
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         """As in the base class; the crop is the window."""
-        images = [truncate(self.figures(value), self.settings) for value in values]
+        images = [truncate_figures(self.figures(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
             return self._codes(images, window_crop(window, grid=grid))

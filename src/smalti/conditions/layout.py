@@ -23,7 +23,7 @@ from smalti.conditions.layout_codes import (
     LayoutSettings,
     decode_layout,
     encode_layout,
-    truncate,
+    truncate_objects,
 )
 from smalti.conditions.location_codes import FULL_IMAGE, Box, outline, window_crop
 from smalti.conditions.previews import palette
@@ -99,7 +99,7 @@ class Layout(UnsizedCondition):
 
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         """As in the base class; the crop is the window."""
-        layouts = [truncate(self.annotations(value), self.settings) for value in values]
+        layouts = [truncate_objects(self.annotations(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
             return self._codes(layouts, window_crop(window, grid=grid))

@@ -128,7 +128,7 @@ _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
 and added to the class."""
 
 
-def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
+def truncate_objects(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
     """The first `max_objects` objects. Warns if objects are dropped."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
@@ -159,7 +159,9 @@ def encode_layout(
     have no code.
     """
     check_crop(crop)
-    visible = [annotation for annotation in truncate(annotations, settings) if _overlap(annotation.box, crop) > 0]
+    visible = [
+        annotation for annotation in truncate_objects(annotations, settings) if _overlap(annotation.box, crop) > 0
+    ]
     view = FULL_IMAGE if settings.encode_crop else crop
     codes: list[int] = []
     for annotation in visible:

@@ -14,7 +14,7 @@ from torch import Tensor
 from smalti.conditions.previews import palette
 from smalti.images import label_maps
 from smalti.images.io import DamagedImage, read_image, to_tensor
-from smalti.images.label_maps import spread
+from smalti.images.label_maps import normalize_depth
 
 _MIN_DARK_SHARE = 0.7
 """Minimum fraction of pixels below half brightness in a drawing of edges: 0.76 or more in 60 photographs of houses."""
@@ -28,11 +28,11 @@ def read_segmentation(path: Path) -> Tensor:
     return torch.from_numpy(label_maps.read_labels(path, name=str(path))[:, :, 0].astype(np.int64))
 
 
-def read_depth(path: Path) -> Tensor:
+def read_normalized_depth(path: Path) -> Tensor:
     """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest
     depth spread to -1 and 1. Raises `DamagedImage`.
     """
-    return spread(torch.from_numpy(label_maps.read_depth(path, name=str(path))))[None]
+    return normalize_depth(torch.from_numpy(label_maps.read_depth(path, name=str(path))))[None]
 
 
 def read_edges(path: Path) -> Tensor:

@@ -18,23 +18,14 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.conditions.base import Condition, Grid, ValueType, WindowPrefix, check_grid, code_crops
-from smalti.conditions.map_files import read_depth, read_edges, read_segmentation
+from smalti.conditions.map_files import read_edges, read_normalized_depth, read_segmentation
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, as_mapping, settings
-from smalti.images.io import (
-    MOST_COVERING,
-    Array,
-    covered_middle,
-    covering_size,
-    edges,
-    is_excessive,
-    read_image,
-    resize,
-    to_array,
-    to_tensor,
-)
+from smalti.images.edge_maps import edges
+from smalti.images.io import Array, read_image, to_array, to_tensor
 from smalti.images.large_planes import strip_of
+from smalti.images.resizing import MOST_COVERING, covered_middle, covering_size, is_excessive, resize
 from smalti.tokenizer.tiled.any_size import MAX_UNTILED_PIXELS, tile_rows
 from smalti.tokenizer.tiled.tiled_layers import encode_tiled
 from smalti.tokenizer.vqgan import VQGAN
@@ -98,7 +89,7 @@ class SpatialCondition(Condition):
         """The path of an image file -> the map in it, at its own size. Raises `DamagedImage`."""
         return _KINDS[self.settings.kind].read(Path(text))
 
-    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid]:
+    def resize_to_grid(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid]:
         """A map of any size, and the grid (h,w) to fit, None for its own -> the map at the right size, and the
         grid.
 
@@ -130,8 +121,8 @@ class SpatialCondition(Condition):
             image = _resized(image, covering_size((height, width), (rows, columns)))
         image = _KINDS[self.settings.kind].prepare(image)
         top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
-        fitted = image[:, top : top + rows, left : left + columns]
-        return (fitted if value.dim() == 3 else fitted[0]), grid
+        resized = image[:, top : top + rows, left : left + columns]
+        return (resized if value.dim() == 3 else resized[0]), grid
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         return self.codes(values, grid=self.settings.grid).flatten(1)
@@ -149,12 +140,12 @@ class SpatialCondition(Condition):
         """
         if not values:
             return torch.empty(0, *grid, dtype=torch.int64)
-        fitted = [self._at_grid_size(value, grid) for value in values]
+        resized = [self._at_grid_size(value, grid) for value in values]
         device = next(self.tokenizer.parameters()).device
         if grid[0] * grid[1] * self.tokenizer.factor**2 > MAX_UNTILED_PIXELS:
-            codes = torch.cat([self._codes_tiled(value, device) for value in fitted])
+            codes = torch.cat([self._codes_tiled(value, device) for value in resized])
         else:
-            maps = torch.stack([self._image(value) for value in fitted])  # (B,C,H,W)
+            maps = torch.stack([self._image(value) for value in resized])  # (B,C,H,W)
             codes = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
         assert codes.shape[1:] == grid, f"{tuple(codes.shape)} codes for a grid of {grid}"
         return codes
@@ -185,7 +176,7 @@ class SpatialCondition(Condition):
                 f"{grid[1]} codes takes one of the shape of {expected[0]} x {expected[1]}; crop it, or ask for another "
                 "size"
             )
-        return image if size == expected else self.fit(image, grid=grid)[0]
+        return image if size == expected else self.resize_to_grid(image, grid=grid)[0]
 
     def _check(self, value: Tensor) -> None:
         """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range
@@ -337,7 +328,7 @@ _KINDS: dict[str, _Kind] = {
     "segmentation": _Kind(
         0, lambda value, count, key: one_hot_labels(value, count=count, key=key), _label_colors, read_segmentation
     ),
-    "depth": _Kind(1, _channels, _gray, read_depth),
+    "depth": _Kind(1, _channels, _gray, read_normalized_depth),
     "edges": _Kind(1, lambda value, count, key: _channels(value, count, f"map of {key}"), _gray, read_edges, _edges),
     "image": _Kind(3, _channels, to_array, lambda path: to_tensor(read_image(path, channels=3, name=str(path)))),
 }

@@ -39,7 +39,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def check_count(accelerator: str, count: int) -> None:
+def check_device_count(accelerator: str, count: int) -> None:
     """Raise `SmaltiError` when this machine has fewer than `count` devices of the kind that a run is to use.
 
     `accelerator` as Lightning Fabric names it: "auto", "gpu", "cuda", "mps", "cpu". On CPUs each process needs a core.

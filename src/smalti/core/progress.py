@@ -153,7 +153,7 @@ class ProgressReporter:
 
 
 @contextmanager
-def counting(
+def progress_bar(
     console: Console, *, title: str, unit: str, work: WorkPlan = SINGLE
 ) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that shows how far `title` has come: a bar on a terminal, else plain lines.

@@ -15,9 +15,9 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import refusals_explained, write_atomically
+from smalti.core.progress_callback import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ CHUNK = 1 << 20  # bytes read at a time
 TIMEOUT = 30.0  # seconds without an answer
 
 
-class Weights(NamedTuple):
+class PublishedFile(NamedTuple):
     """One published file.
 
     - `files`: the names under which it is accepted, `.pth` or `.safetensors`; a download gets the first.
@@ -53,64 +54,64 @@ _TORCHVISION = "https://download.pytorch.org/models"
 _LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963"
 _FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 
-WEIGHTS: dict[str, Weights] = {
-    "squeezenet1_1": Weights(
+WEIGHTS: dict[str, PublishedFile] = {
+    "squeezenet1_1": PublishedFile(
         files=("squeezenet1_1-b8a52dc0.pth", "squeezenet1_1_torchvision_fp16.safetensors"),
         url=f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth",
         sha256="b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
         about="torchvision's SqueezeNet 1.1, trained on ImageNet (5 MB)",
         license="BSD-3-Clause (torchvision)",
     ),
-    "vgg16": Weights(
+    "vgg16": PublishedFile(
         files=("vgg16-397923af.pth",),
         url=f"{_TORCHVISION}/vgg16-397923af.pth",
         sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         about="torchvision's VGG16, trained on ImageNet (553 MB)",
         license="BSD-3-Clause (torchvision)",
     ),
-    "alexnet": Weights(
+    "alexnet": PublishedFile(
         files=("alexnet-owt-7be5be79.pth",),
         url=f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
         sha256="7be5be79",
         about="torchvision's AlexNet, trained on ImageNet (244 MB)",
         license="BSD-3-Clause (torchvision)",
     ),
-    "resnet50": Weights(
+    "resnet50": PublishedFile(
         files=("resnet50-0676ba61.pth",),
         url=f"{_TORCHVISION}/resnet50-0676ba61.pth",
         sha256="0676ba61",
         about="torchvision's ResNet-50, IMAGENET1K_V1: trained on ImageNet as in the paper (98 MB)",
         license="BSD-3-Clause (torchvision)",
     ),
-    "resnet50-v2": Weights(
+    "resnet50-v2": PublishedFile(
         files=("resnet50-11ad3fa6.pth",),
         url=f"{_TORCHVISION}/resnet50-11ad3fa6.pth",
         sha256="11ad3fa6",
         about="torchvision's ResNet-50, IMAGENET1K_V2: trained on ImageNet by a later recipe (98 MB)",
         license="BSD-3-Clause (torchvision)",
     ),
-    "lpips-squeeze": Weights(
+    "lpips-squeeze": PublishedFile(
         files=("lpips_v0.1_squeeze.pth", "lpips_v0.1_squeeze_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/squeeze.pth",
         sha256="4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76",
         about="the linear weights of LPIPS 0.1 for SqueezeNet 1.1 (11 KB)",
         license="BSD-2-Clause (richzhang/PerceptualSimilarity)",
     ),
-    "lpips-vgg": Weights(
+    "lpips-vgg": PublishedFile(
         files=("lpips_v0.1_vgg.pth", "lpips_v0.1_vgg_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/vgg.pth",
         sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
         about="the linear weights of LPIPS 0.1 for VGG16 (7 KB)",
         license="BSD-2-Clause (richzhang/PerceptualSimilarity)",
     ),
-    "lpips-alex": Weights(
+    "lpips-alex": PublishedFile(
         files=("lpips_v0.1_alex.pth", "lpips_v0.1_alex_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/alex.pth",
         sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
         about="the linear weights of LPIPS 0.1 for AlexNet (6 KB)",
         license="BSD-2-Clause (richzhang/PerceptualSimilarity)",
     ),
-    "inception-fid": Weights(
+    "inception-fid": PublishedFile(
         files=("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
         url=f"{_FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
         sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -118,13 +119,6 @@ WEIGHTS: dict[str, Weights] = {
         license="Apache-2.0 (TensorFlow; converted by mseitzer/pytorch-fid and toshas/torch-fidelity)",
     ),
 }
-
-
-Progress: TypeAlias = Callable[[int, int], object]  # (bytes so far, bytes expected or 0 where that is unknown)
-
-
-def no_progress(done: int, total: int) -> None:
-    """Progress that is not displayed."""
 
 
 def cache_folder() -> Path:
@@ -213,7 +207,7 @@ def _folders() -> list[Path]:
     return [folder, cache_folder()]
 
 
-def _missing(entry: Weights, reason: str) -> SmaltiError:
+def _missing(entry: PublishedFile, reason: str) -> SmaltiError:
     places = " or ".join(str(folder) for folder in _folders())
     hint = "" if os.environ.get("SMALTI_WEIGHTS") else " (or into any folder, and set SMALTI_WEIGHTS to it)"
     return SmaltiError(
@@ -222,7 +216,7 @@ def _missing(entry: Weights, reason: str) -> SmaltiError:
     )
 
 
-def _download(entry: Weights, path: Path, progress: Progress) -> None:
+def _download(entry: PublishedFile, path: Path, progress: Progress) -> None:
     """Download the file of `entry` to `path`, which exists afterward only if the hash is right."""
     logger.info("downloading %s from %s to %s", entry.about, entry.url, path)
     try:
@@ -242,7 +236,7 @@ def _download(entry: Weights, path: Path, progress: Progress) -> None:
         write_atomically(path, write)
 
 
-def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: Weights, progress: Progress) -> str:
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: PublishedFile, progress: Progress) -> str:
     """Copy the response to the file -> the SHA-256 of the copied bytes."""
     total = int(response.headers.get("Content-Length") or 0)
     done = 0

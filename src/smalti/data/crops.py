@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 from smalti.core.errors import SmaltiError
-from smalti.images.io import Array, Filter, covering_size, crop, resize
+from smalti.images.io import Array
+from smalti.images.resizing import Filter, covering_size, crop, resize
 
 
 def uniform_numbers(seed: int, draw: int) -> tuple[float, float, float, float]:
@@ -56,7 +57,7 @@ class Crop(ABC):
         """The settings, as plain values."""
 
 
-def cut(array: Array, view: View, *, filter: Filter) -> Array:
+def crop_to_view(array: Array, view: View, *, filter: Filter) -> Array:
     """(H', W', C) -> (H, W, C), what the view shows; `filter` is how the image is scaled, if it is."""
     if (array.shape[0], array.shape[1]) != view.whole:
         array = resize(array, view.whole, filter=filter)

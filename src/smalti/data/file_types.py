@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.images.edge_maps import edges
 from smalti.images.io import (
     IMAGE_SUFFIXES,
     Array,
     Covering,
     DamagedImage,
-    Filter,
     check_covering,
-    edges,
     read_covering,
     read_image,
-    resize_to_cover,
     to_tensor,
 )
 from smalti.images.label_maps import DEPTH_SUFFIXES, LABEL_SUFFIXES, depth_levels, read_depth, read_labels
+from smalti.images.resizing import Filter, resize_to_cover
 
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
@@ -81,7 +80,7 @@ class FileType(ABC):
         """What a model folder and a code folder say about it, as plain values; `file_type_of` reads them back."""
 
 
-class Levels(FileType):
+class BrightnessLevels(FileType):
     """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given,
     and nothing more is to be said."""
 
@@ -97,7 +96,7 @@ class Levels(FileType):
 
 @final
 @dataclass(frozen=True)
-class Color(Levels):
+class Color(BrightnessLevels):
     """Images of 1, 3 or 4 channels -> arrays (H,W,C) uint8 or uint16, and (C,H,W) float32 in [-1,1]."""
 
     name = "color"
@@ -196,7 +195,7 @@ class Labels(FileType):
 
 @final
 @dataclass(frozen=True)
-class Depth(Levels):
+class Depth(BrightnessLevels):
     """Depth maps -> arrays (H,W,1) uint16, each from its least depth to its greatest, and (1,H,W) float32 in [-1,1]."""
 
     name = "depth"
@@ -225,7 +224,7 @@ class Depth(Levels):
 
 @final
 @dataclass(frozen=True)
-class Edges(Levels):
+class Edges(BrightnessLevels):
     """Images -> their edges, found as they are read: arrays (H,W,1) uint8, and (1,H,W) float32 in [-1,1]."""
 
     name = "edges"

@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.core.files import normalized
-from smalti.data.crops import Crop, View, cut
+from smalti.data.crops import Crop, View, crop_to_view
 from smalti.data.damage import DAMAGED, GOOD, DamageRecord
 from smalti.data.file_types import COLOR
 from smalti.data.image_entries import ImageEntry
@@ -124,7 +125,7 @@ class Crops:
         next one.
         """
         kind = self.source.file_type
-        array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
+        array = crop_to_view(self._scaled(index), self.view(index, draw), filter=kind.filter)
         label = self.images[index].label
         label_index = self._label_index[label] if label is not None else -1
         return Example(kind.compact(array, self._channels), torch.tensor(label_index))
@@ -307,10 +308,10 @@ def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterat
     return _batches(dataset, keys, workers)
 
 
-def spread(dataset: Examples[B_co], count: int) -> B_co:
-    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread;
-    draw i goes with i."""
-    chosen = [index * len(dataset) // count for index in range(count)] if count < len(dataset) else range(len(dataset))
+def evenly_spaced_batch(dataset: Examples[B_co], count: int) -> B_co:
+    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spaced. Example n is
+    cropped by draw n."""
+    chosen = evenly_spaced(len(dataset), count)
     return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in chosen), strict=True)))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop, Crop, RandomCrop
 from smalti.data.damage import DamageRecord
-from smalti.data.loader import Crops, first_readable
+from smalti.data.loader import Crops, Readable, first_readable
 from smalti.data.sources import Source, held_out_order, split
 
 
@@ -25,7 +26,7 @@ def split_crops(
             f"{source.path} holds a single image; training needs at least two, one of them to validate on"
         )
     if max_held_out is not None and max_held_out < len(validation):
-        validation = tuple(validation[index * len(validation) // max_held_out] for index in range(max_held_out))
+        validation = tuple(validation[index] for index in evenly_spaced(len(validation), max_held_out))
     center = CenterCrop(zoom=images.zoom[0])
     crop: Crop = RandomCrop(zoom=images.zoom, flip=images.flip) if images.crop == "random" else center
     size, cache = images.size, images.cache_mib
@@ -45,13 +46,23 @@ def split_crops(
             record=(record, 1),
         ),
     )
-    if len(training) == 1 or first_readable(parts[1]) is not None:
+    return with_readable_held_out(parts, parts)
+
+
+def with_readable_held_out(parts: tuple[Crops, Crops], examples: tuple[Readable, Readable]) -> tuple[Crops, Crops]:
+    """Training and held-out images -> the same, if a held-out example can be read; otherwise the first training image
+    whose example can be read is moved to the held-out ones.
+
+    `examples`: the examples of both, such as the images with their conditions. A single training image is not moved.
+    """
+    training, held_out = examples
+    if len(training) == 1 or first_readable(held_out) is not None:
         return parts
-    index = first_readable(parts[0], held_out_order(training))
-    return parts if index is None else holding_out(parts, index)
+    index = first_readable(training, held_out_order(parts[0].images))
+    return parts if index is None else move_to_held_out(parts, index)
 
 
-def holding_out(parts: tuple[Crops, Crops], index: int) -> tuple[Crops, Crops]:
+def move_to_held_out(parts: tuple[Crops, Crops], index: int) -> tuple[Crops, Crops]:
     """Training and held-out images -> the same with the training image number `index` among the held-out ones."""
     training, held_out = (part.images for part in parts)
     fewer, more = (*training[:index], *training[index + 1 :]), (*held_out, training[index])

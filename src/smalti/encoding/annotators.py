@@ -13,12 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, Grid
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, ImageCrop
 from smalti.conditions.keypoints import Keypoints, KeypointsSettings, encode_keypoints
 from smalti.conditions.labels import Labels
@@ -46,7 +46,6 @@ from smalti.data.paired import CropAnnotator
 
 logger = logging.getLogger("smalti")
 
-Grid: TypeAlias = tuple[int, int]
 T = TypeVar("T")
 
 LEVELS = 1024

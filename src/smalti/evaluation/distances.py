@@ -34,7 +34,7 @@ class Gaussian(NamedTuple):
 
 
 @final
-class Moments(Accumulator):
+class FeatureMoments(Accumulator):
     """Features (B,D) as they come by -> their mean and covariance, in float64; memory D x D.
 
     Batches are merged by the parallel rule of Chan, Golub and LeVeque 1983 ("Algorithms for Computing the Sample

@@ -25,7 +25,7 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_atomically
 from smalti.data.sources import Source
-from smalti.evaluation.distances import CPU, Gaussian, InceptionScore, Moments
+from smalti.evaluation.distances import CPU, FeatureMoments, Gaussian, InceptionScore
 from smalti.evaluation.features import FeatureNetwork
 from smalti.evaluation.nearest_neighbors import FeatureReservoir
 from smalti.evaluation.prepared_images import ArraySource
@@ -63,8 +63,10 @@ class StatisticsAccumulator:
         statistics_device = CPU if device.type == "mps" else device  # Apple's GPUs have no double precision
         wanted = set(protocol.scores)
         self.network = network
-        self.pool = Moments(network.width, device=statistics_device)
-        self.spatial = Moments(network.spatial_width, device=statistics_device) if "spatial_frechet" in wanted else None
+        self.pool = FeatureMoments(network.width, device=statistics_device)
+        self.spatial = (
+            FeatureMoments(network.spatial_width, device=statistics_device) if "spatial_frechet" in wanted else None
+        )
         self.reservoir: FeatureReservoir | None = None
         if wanted & COMPARING:
             self.reservoir = FeatureReservoir(

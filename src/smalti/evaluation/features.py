@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.fingerprints import weights_fingerprint
-from smalti.core.published_weights import Progress, load_strictly, load_weights, no_progress
+from smalti.core.progress_callback import Progress, no_progress
+from smalti.core.published_weights import load_strictly, load_weights
 from smalti.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, InceptionV3
 from smalti.evaluation.metrics import levels
 from smalti.losses.efficientnet import HEAD_WIDTH, EfficientNetClassifier, efficientnet_classifier

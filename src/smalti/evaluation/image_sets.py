@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smalti.core.errors import SmaltiError
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.core.published_weights import find_weights, found_weights
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source, identity
@@ -25,12 +26,13 @@ from smalti.evaluation.feature_statistics import (
     write_statistics,
 )
 from smalti.evaluation.features import PUBLISHED, FeatureNetwork, feature_network
-from smalti.evaluation.measurement import Counter, Progress, no_progress
+from smalti.evaluation.measurement import Counter
 from smalti.evaluation.prepared_images import ArraySource, PreparedImages
 from smalti.evaluation.protocols import SetProtocol
 from smalti.evaluation.results import ExampleImage, Measured
 from smalti.evaluation.set_scores import score_sets
-from smalti.images.io import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
+from smalti.images.io import DamagedImage, read_settings, to_array, to_tensor
+from smalti.images.resizing import resize_shorter
 
 SAMPLERS_READ = 16
 """Number of sample files whose settings are read."""
@@ -208,7 +210,7 @@ def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
 
 
 def _shown(prepared: PreparedImages, rank: str) -> Iterator[ExampleImage]:
-    for name, array in prepared.spread(SHOWN):
+    for name, array in prepared.examples(SHOWN):
         small = array if min(array.shape[:2]) <= SHOWN_SIDE else resize_shorter(array, SHOWN_SIDE)
         pixels = to_array(to_tensor(small))
         yield ExampleImage(rank, name, {}, pixels, pixels)

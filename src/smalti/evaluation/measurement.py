@@ -6,26 +6,20 @@ B batch, N images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar, final
+from typing import NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.fingerprints import weights_fingerprint
+from smalti.core.progress_callback import Progress
 from smalti.evaluation.features import FeatureNetwork, feature_network
 from smalti.evaluation.metrics import CodeUse
 from smalti.evaluation.protocols import FeatureProtocol
 from smalti.losses.perceptual import Perceptual, perceptual
 
 T = TypeVar("T")
-
-Progress: TypeAlias = Callable[[int, int], object]
-"""Called with (done, total)."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """A progress callback that does nothing."""
 
 
 @final

@@ -26,19 +26,12 @@ from torch import Tensor
 
 from smalti.core.capacity import available_cores
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.data.image_entries import ImageEntry
 from smalti.data.sources import Source, held_out_order, identity, open_source, split
 from smalti.evaluation.protocols import Filter, ImageProtocol
-from smalti.images.io import (
-    Array,
-    Box,
-    DamagedImage,
-    center_crop,
-    covered_middle,
-    covering_size,
-    is_excessive,
-    middle_box,
-)
+from smalti.images.io import Array, DamagedImage
+from smalti.images.resizing import PixelBox, center_crop, covered_middle, covering_size, is_excessive, middle_box
 
 READERS = min(4, available_cores())
 """Threads that read ahead. Decoders let other threads run, and so does PyTorch."""
@@ -54,7 +47,7 @@ FILTERS: dict[Filter, Image.Resampling] = {
 }
 
 
-def fitted(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
+def scale_and_crop(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
     """(H',W',C) uint8 or uint16 -> (H,W,C) for the size (H,W): scaled to cover it, and the middle cut out.
 
     "halving" is the rule of ADM's data (Dhariwal and Nichol 2021, `center_crop_arr`): as long as the image is twice too
@@ -71,7 +64,9 @@ def fitted(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
     return center_crop(_resized(array, *covering_size(full, size), FILTERS[filter]), size)
 
 
-def _resized(array: Array, height: int, width: int, resampling: Image.Resampling, *, box: Box | None = None) -> Array:
+def _resized(
+    array: Array, height: int, width: int, resampling: Image.Resampling, *, box: PixelBox | None = None
+) -> Array:
     """An image, or the `box` of it alone -> the same at another size."""
     if box is None and array.shape[:2] == (height, width):
         return array
@@ -117,7 +112,7 @@ class PreparedImages:
                     f"the protocol takes {protocol.count:,} images and {source.path} has {len(chosen):,}; give that "
                     "many, choose another protocol, or set another count (which is another protocol)"
                 )
-            chosen = tuple(chosen[index * len(chosen) // protocol.count] for index in range(protocol.count))
+            chosen = tuple(chosen[index] for index in evenly_spaced(len(chosen), protocol.count))
         self.source = source
         self.images: tuple[ImageEntry, ...] = chosen
         self.left_out: dict[str, str] = {}
@@ -137,16 +132,16 @@ class PreparedImages:
 
     def read(self, index: int) -> Array:
         """One prepared image (H,W,C). Raises `DamagedImage`."""
-        return self._fitted(index)[0]
+        return self._prepare(index)[0]
 
-    def _fitted(self, index: int) -> tuple[Array, bool]:
+    def _prepare(self, index: int) -> tuple[Array, bool]:
         """An index -> the prepared image, and whether it was enlarged."""
         image, size = self.images[index], self.protocol.size
         array = self.source.read(image, self._channels)
         height, width = array.shape[:2]
         if size is not None:
             smaller = height < size[0] or width < size[1]
-            return fitted(array, size=size, filter=self.protocol.filter), smaller
+            return scale_and_crop(array, size=size, filter=self.protocol.filter), smaller
         whole = height // self._tile * self._tile, width // self._tile * self._tile
         if not all(whole):
             raise DamagedImage(
@@ -205,9 +200,9 @@ class PreparedImages:
             found.append(f"{self.enlarged} {was} smaller than the size and enlarged")
         return tuple(found)
 
-    def spread(self, count: int) -> Iterator[tuple[str, Array]]:
-        """The names and pixels of `count` of them (or as many as there are) that can be read, evenly spread."""
-        for index in sorted({number * len(self) // count for number in range(count)}):
+    def examples(self, count: int) -> Iterator[tuple[str, Array]]:
+        """The names and pixels of at most `count` images, evenly spaced; those that cannot be read are left out."""
+        for index in evenly_spaced(len(self), count):
             try:
                 yield self.images[index].key, self.read(index)
             except DamagedImage:
@@ -261,7 +256,7 @@ def _read_ahead(
         done: list[tuple[int, tuple[Array, bool] | DamagedImage]] = []
         for index in some:
             try:
-                done.append((index, prepared._fitted(index)))
+                done.append((index, prepared._prepare(index)))
             except DamagedImage as error:
                 done.append((index, error))
         return done

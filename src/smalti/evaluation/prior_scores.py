@@ -18,7 +18,9 @@ from torch import Tensor
 from smalti.conditions.base import Condition, condition_keys, condition_value
 from smalti.conditions.condition_registry import build_condition
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.core.fingerprints import weights_fingerprint
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.core.settings import as_mapping
 from smalti.data.code_shards import CodeShards
 from smalti.data.sources import Source
@@ -27,10 +29,8 @@ from smalti.evaluation.measurement import (
     Counter,
     ImageValues,
     PretrainedNetworks,
-    Progress,
     fingerprints,
     load_networks,
-    no_progress,
     ranked,
     sparse_codebook_note,
 )
@@ -87,7 +87,7 @@ class _Data:
         count = total if protocol.images.count is None else protocol.images.count
         if count > total or not total:
             raise SmaltiError(f"the protocol takes {count or 'some'} held-out images and {shards.path} has {total}")
-        self._rows = [index * total // count for index in range(count)]
+        self._rows = evenly_spaced(total, count)
 
     def _open_images(self, source: Source, protocol: PriorProtocol) -> None:
         size, wanted = self._pipeline.default_size, protocol.images.size

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.core.rng import philox
-from smalti.evaluation.measurement import Progress, no_progress
 from smalti.generation.generation_loop import generation_states
 from smalti.generation.request import GenerationRequest
 from smalti.generation.sliding_window import sequence_order
@@ -26,7 +26,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Prior, Window, nll
 from smalti.prior.code_likelihood import window_nll
 
-Score: TypeAlias = Callable[[Tensor], Tensor]
+ImageScore: TypeAlias = Callable[[Tensor], Tensor]
 """Codes (B,h,w), one candidate for each of B images -> how good each is (B,), more is better."""
 
 _WORD = 0xFFFFFFFF
@@ -66,7 +66,7 @@ def rejection_sample(
     request: GenerationRequest,
     *,
     num_candidates: int,
-    score: Score,
+    score: ImageScore,
     progress: Progress = no_progress,
 ) -> BestCandidates:
     """A request, and the number of candidates per image -> the candidate of each with the highest score; ties go to
@@ -110,7 +110,7 @@ def zero_score(codes: Tensor) -> Tensor:
     return torch.zeros(len(codes))
 
 
-def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> Score:
+def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> ImageScore:
     """A score of images (B,C,H,W) in [-1,1] on the CPU -> the score of their codes."""
     return lambda codes: score(pipeline.decode(codes))
 
@@ -123,7 +123,7 @@ def request_nll(prior: Prior, request: GenerationRequest, codes: Tensor) -> Tens
     return window_nll(prior, request.prefix_at, codes, middle=request.middle)
 
 
-def by_likelihood(pipeline: Pipeline, request: GenerationRequest) -> Score:
+def by_likelihood(pipeline: Pipeline, request: GenerationRequest) -> ImageScore:
     """The request of B images -> the score of their codes: minus the nats per code (B,).
 
     The mean is over `scored_positions`. Temperature, top-k, top-p and guidance are not applied.

@@ -177,7 +177,7 @@ class ScorePair(NamedTuple):
     second: float
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ScorePair]:
+def compare_results(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ScorePair]:
     """Two results as plain values -> pairs of the scores that both have.
 
     Raises `SmaltiError` naming the first differences where they were not measured alike: protocol, weights, data and

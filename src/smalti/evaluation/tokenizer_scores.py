@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source
 from smalti.evaluation.feature_statistics import StatisticsAccumulator
@@ -20,10 +21,8 @@ from smalti.evaluation.measurement import (
     Counter,
     ImageValues,
     PretrainedNetworks,
-    Progress,
     fingerprints,
     load_networks,
-    no_progress,
     ranked,
     sparse_codebook_note,
 )

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from smalti.data.annotations.objects import ObjectAnnotation
 from smalti.experiments.scene_network import KnownScenes, SceneNetwork, predict
-from smalti.images.io import edges, to_array
+from smalti.images.edge_maps import edges
+from smalti.images.io import to_array
 
 STEEP = 48
 """Of 255: where edges are this steep they count as such."""

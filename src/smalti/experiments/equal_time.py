@@ -20,12 +20,12 @@ from smalti.core.progress import say
 from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
 from smalti.experiments.base import Step, StepContext
-from smalti.experiments.steps import Images, decisive
+from smalti.experiments.steps import ImageSource, decisive
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import RunSettings, TokenizerTraining
-from smalti.training.pace import NOMINAL, measure_pace
+from smalti.training.pace import NOMINAL, measure_tokenizer_pace
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 
@@ -39,14 +39,14 @@ SAVED = 3
 """How often it saves its state."""
 
 
-class Weights(NamedTuple):
+class WeightCounts(NamedTuple):
     """How many numbers a training learns."""
 
     tokenizer: int
     discriminator: int
 
 
-def weights(training: TokenizerTraining) -> Weights:
+def weights(training: TokenizerTraining) -> WeightCounts:
     """A training -> the parameters of its networks, without making them; no discriminator where it is not played
     against."""
     discriminator_settings = replace(
@@ -55,7 +55,7 @@ def weights(training: TokenizerTraining) -> Weights:
     with torch.device("meta"):
         networks = VQGAN(training.model), DISCRIMINATORS[discriminator_settings.name](discriminator_settings)
     tokenizer, discriminator = (sum(each.numel() for each in network.parameters()) for network in networks)
-    return Weights(tokenizer, discriminator if training.objective.adversarial.weight else 0)
+    return WeightCounts(tokenizer, discriminator if training.objective.adversarial.weight else 0)
 
 
 def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
@@ -102,13 +102,13 @@ def of_length(run: R, length: int) -> R:
     )
 
 
-def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: float) -> Step:
+def pace_step(name: str, *, images: ImageSource, training: TokenizerTraining, seconds: float) -> Step:
     """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
 
     def work(context: StepContext) -> dict[str, Any]:
         say(context.console, f"measuring the training speed of {name}")
         return {
-            "seconds_per_image": measure_pace(training, open_source(images.path(context)), seconds=seconds),
+            "seconds_per_image": measure_tokenizer_pace(training, open_source(images.path(context)), seconds=seconds),
             **weights(training)._asdict(),
             "threads": torch.get_num_threads(),
         }
@@ -117,7 +117,7 @@ def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: flo
     return Step(name=f"pace-{name}", settings=settings, work=work, after=images.after)
 
 
-def timed(name: str, *, images: Images, training: TokenizerTraining, minutes: float) -> Step:
+def timed(name: str, *, images: ImageSource, training: TokenizerTraining, minutes: float) -> Step:
     """The step that trains a tokenizer for `minutes`, by the pace of the step before it; its folder is a run folder.
 
     `training` is `nominal`.
@@ -127,14 +127,14 @@ def timed(name: str, *, images: Images, training: TokenizerTraining, minutes: fl
         planned = context.before[f"pace-{name}"].outcome
         run = lasting(training, minutes=minutes, seconds_per_image=planned["seconds_per_image"])
         train_tokenizer(images.path(context), context.folder, settings=run, console=context.console)
-        points = curve(read_metrics(context.folder))
+        points = tokenizer_curve(read_metrics(context.folder))
         return {"images": run.run.images, "seconds": points[-1]["seconds"], "curve": points}
 
     settings = {**images.described, "training": decisive(as_mapping(training)), "minutes": minutes}
     return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*images.after, f"pace-{name}"))
 
 
-def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def tokenizer_curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Lines of a tokenizer's metrics -> what it reached on held-out images, after how many seconds of training."""
     found = []
     for seconds, line in validations(lines):

@@ -26,7 +26,7 @@ from smalti.experiments import steps
 from smalti.experiments.base import ExperimentRequest, Step, StepContext
 from smalti.experiments.equal_time import of_length, validations
 from smalti.experiments.sampling import codes_of_crops, train_prior_on_codes
-from smalti.experiments.steps import Images
+from smalti.experiments.steps import ImageSource
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
@@ -36,7 +36,7 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.launcher import launch
 from smalti.training.loop import seed_step
-from smalti.training.prior_networks import Codes, build_network
+from smalti.training.prior_networks import CodesRead, build_network
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import condition_of
 from smalti.training.stage2 import PriorStage
@@ -64,11 +64,11 @@ def prior_training(
     return steps.varied_prior(recipe, shared=shared, overrides=request.of("prior"), changes=[*changes, *FIXED])
 
 
-def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
+def codes_of_images(tokenizer: TokenizerTraining) -> CodesRead:
     """The training of a tokenizer -> what priors read of its images."""
     f, (H, W) = tokenizer.model.autoencoder.factor, tokenizer.images.size
     nothing = Unconditional()
-    return Codes(
+    return CodesRead(
         size=tokenizer.model.quantizer.codebook_size,
         grid=(H // f, W // f),
         condition_size=nothing.size,
@@ -76,7 +76,7 @@ def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
     )
 
 
-def parameters(training: PriorTraining, codes: Codes) -> int:
+def parameters(training: PriorTraining, codes: CodesRead) -> int:
     """A training and the codes that it reads -> how many numbers it learns, without making them.
 
     Raises `SmaltiError` if its network does not read such codes.
@@ -87,7 +87,7 @@ def parameters(training: PriorTraining, codes: Codes) -> int:
 
 
 def codes(
-    images: Images,
+    images: ImageSource,
     *,
     grid: tuple[int, int],
     size: tuple[int, int],
@@ -114,14 +114,14 @@ def codes(
     )
 
 
-def pace(trainings: Mapping[str, PriorTraining], *, timed_steps: int) -> Step:
+def pace_step(trainings: Mapping[str, PriorTraining], *, timed_steps: int) -> Step:
     """The step that measures how fast priors train, in seconds per code by name. `timed_steps` of each, in turn."""
 
     def work(context: StepContext) -> dict[str, Any]:
         say(context.console, f"measuring the training speed of {' and '.join(trainings)}")
         tokenizer = load_tokenizer(context.before["tokenizer"].folder)
         shards = open_codes(context.before["codes"].folder / "codes")
-        return measure_pace(trainings, shards, tokenizer, timed_steps=timed_steps)
+        return compare_prior_paces(trainings, shards, tokenizer, timed_steps=timed_steps)
 
     settings = {name: steps.decisive(as_mapping(training)) for name, training in trainings.items()}
     return Step(
@@ -129,7 +129,7 @@ def pace(trainings: Mapping[str, PriorTraining], *, timed_steps: int) -> Step:
     )
 
 
-def measure_pace(
+def compare_prior_paces(
     trainings: Mapping[str, PriorTraining], shards: CodeShards, tokenizer: VQGAN, *, timed_steps: int
 ) -> dict[str, float]:
     """Trainings by name -> the seconds that a code takes each on this machine.
@@ -168,11 +168,11 @@ def trained(context: StepContext, training: PriorTraining) -> dict[str, Any]:
     """Train a prior in the step's folder -> what is known of it then. `run` is `timed.of_length`."""
     tokenizer = load_tokenizer(context.before["tokenizer"].folder)
     outcome = train_prior_on_codes(tokenizer, context.before["codes"].folder / "codes", context, settings=training)
-    points = curve(read_metrics(context.folder))
+    points = prior_curve(read_metrics(context.folder))
     return {**outcome, "codes": points[-1]["codes"], "seconds": points[-1]["seconds"], "curve": points}
 
 
-def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def prior_curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Lines of a prior's metrics -> the nats per code of held-out codes, after how many codes and seconds of
     training."""
     return [{"seconds": seconds, "codes": line["seen"], "nats": line["nats"]} for seconds, line in validations(lines)]

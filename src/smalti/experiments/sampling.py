@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smalti.conditions.labels import Unconditional
 from smalti.core.devices import pick_device
-from smalti.core.progress import counting
+from smalti.core.progress import progress_bar
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops
@@ -76,7 +76,7 @@ def codes_of_crops(
         codes: Tensor = tokenizer.encode(images.to(device)).codes
         return codes
 
-    with counting(context.console, title="encoding", unit="crops") as progress:
+    with progress_bar(context.console, title="encoding", unit="crops") as progress:
         write_codes(
             context.folder / "codes",
             ImageSets(
@@ -161,7 +161,7 @@ def _generate(
     request = pipeline.request_for([None] * len(seeds), known, seeds=seeds, sampler=Sampler())
     path, settings = context.folder / f"codes-{int(seeds[0]):04d}{SUFFIX}", {"seed": int(seeds[0])}
     checkpoint = unfinished.enter_context(GenerationCheckpoint(path, pipeline.prior, request, settings=settings))
-    with counting(context.console, title="generating", unit="codes") as progress:
+    with progress_bar(context.console, title="generating", unit="codes") as progress:
         for state in checkpoint.states():
             progress(state.generated, state.total)
     seconds = state.seconds / max(state.total, 1) * grid[0] * grid[1]  # of the codes generated now

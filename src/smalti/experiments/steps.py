@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import counting
+from smalti.core.progress import progress_bar
 from smalti.core.settings import as_mapping, settings
 from smalti.data.sources import identity, open_source
 from smalti.experiments.base import TRAININGS, ExperimentRequest, Step, StepContext
@@ -49,7 +49,7 @@ def refuse_idle(request: ExperimentRequest, *, trains: Sequence[str]) -> None:
             raise SmaltiError(f"--set {override}: images are given and no scenes are rendered; omit it")
 
 
-class Images(NamedTuple):
+class ImageSource(NamedTuple):
     """Where an experiment's images come from: a path that was given, or else the scenes that an earlier step has
     painted."""
 
@@ -58,7 +58,7 @@ class Images(NamedTuple):
     """What the settings of a step that reads them hold, so that other images are other settings."""
 
     @classmethod
-    def of(cls, given: Path | None) -> Images:
+    def of(cls, given: Path | None) -> ImageSource:
         """A path, or None for scenes. Raises `SmaltiError` if the path holds no images."""
         if given is None:
             return cls(None, {"images": SCENES})
@@ -78,7 +78,7 @@ def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCEN
     """The step that renders `count` embedded scenes of `size` (H,W)."""
 
     def work(context: StepContext) -> dict[str, Any]:
-        with counting(context.console, title="rendering", unit="scenes") as progress:
+        with progress_bar(context.console, title="rendering", unit="scenes") as progress:
             write_scenes(
                 context.folder,
                 count=count,
@@ -125,7 +125,7 @@ def _refuse_decided(stage: str, overrides: Sequence[str], changes: Sequence[str]
             )
 
 
-def tokenizer(name: str, *, images: Images, training: TokenizerTraining) -> Step:
+def tokenizer(name: str, *, images: ImageSource, training: TokenizerTraining) -> Step:
     """The step that trains a tokenizer; its folder is a run folder."""
 
     def work(context: StepContext) -> dict[str, Any]:

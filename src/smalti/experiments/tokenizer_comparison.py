@@ -70,7 +70,7 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
     return Difference(statistics.fmean(gains), error, sum(gain > 0 for gain in gains), len(gains))
 
 
-def spread(gain: Difference) -> str:
+def with_error(gain: Difference) -> str:
     """A difference in dB with its standard error, where there is one."""
     mean = f"{gain.mean:.2f}".replace("-", "\u2212")
     return mean if math.isnan(gain.error) else f"{mean} ± {gain.error:.2f}"

@@ -16,7 +16,8 @@ import torch
 
 from smalti.core.devices import pick_device
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import counting
+from smalti.core.evenly_spaced import evenly_spaced
+from smalti.core.progress import progress_bar
 from smalti.core.published_weights import find_weights
 from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
@@ -25,7 +26,7 @@ from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, TokenizerProtocol
 from smalti.evaluation.results import as_plain, write_result
 from smalti.experiments.base import Step, StepContext
-from smalti.experiments.steps import Images
+from smalti.experiments.steps import ImageSource
 from smalti.experiments.tokenizer_comparison import FEATURES, LPIPS
 from smalti.images.io import DamagedImage, save_png, to_tensor
 
@@ -67,7 +68,7 @@ class TokenizerMeasurement(NamedTuple):
         self,
         name: str,
         *,
-        images: Images,
+        images: ImageSource,
         described: Mapping[str, Any],
         after: Sequence[str],
         load: Callable[[StepContext], Any],
@@ -87,7 +88,7 @@ class TokenizerMeasurement(NamedTuple):
         in the step's folder."""
         source, device = open_source(images), pick_device("auto")
         protocol = _at_most(self.protocol, len(PreparedImages(source, _uncounted(self.protocol.images), channels=3)))
-        with counting(context.console, title=f"measuring {name}", unit="images") as progress:
+        with progress_bar(context.console, title=f"measuring {name}", unit="images") as progress:
             measured = measure_tokenizer(tokenizer, source, protocol=protocol, device=device, progress=progress)
         plain = as_plain(measured)
         write_result(context.folder, plain, measured)
@@ -144,10 +145,8 @@ def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
 def _write_examples(tokenizer: Any, prepared: PreparedImages, folder: Path, *, count: int) -> list[dict[str, Any]]:
     """Write `count` of the images, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
     device = next(tokenizer.parameters()).device
-    count = min(count, len(prepared))
     found: list[dict[str, Any]] = []
-    for number in range(count):
-        at = number * len(prepared) // count
+    for number, at in enumerate(evenly_spaced(len(prepared), count)):
         try:
             original = to_tensor(prepared.read(at))
         except DamagedImage:

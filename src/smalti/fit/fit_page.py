@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.data.loader import Crops, spread
+from smalti.data.loader import Crops, evenly_spaced_batch
 from smalti.data.sources import Source
 from smalti.data.splits import split_crops
 from smalti.fit.check_text import advice, check_rows
@@ -95,7 +95,7 @@ def _examples(plan: Plan, source: Source) -> Tensor:
     training: Crops = split_crops(
         source, plan.tokenizer.images, channels=plan.tokenizer.model.autoencoder.channels, seed=plan.tokenizer.run.seed
     )[0]
-    return spread(training, EXAMPLES).images
+    return evenly_spaced_batch(training, EXAMPLES).images
 
 
 def _samples(results: FitResults) -> Comparison:

@@ -14,7 +14,7 @@ from smalti.core.errors import SmaltiError
 from smalti.fit.fit_request import FitRequest
 from smalti.fit.found_conditions import FoundCondition
 from smalti.training.config import PriorTraining, TokenizerTraining, read_recipe, resolve
-from smalti.training.prior_networks import Codes
+from smalti.training.prior_networks import CodesRead
 from smalti.training.stage2 import VALIDATION_IMAGES
 
 T = TypeVar("T", TokenizerTraining, PriorTraining)
@@ -119,14 +119,14 @@ def _map_training(request: FitRequest, tokenizer: TokenizerTraining, condition: 
     )
 
 
-def codes_read(plan: Plan, conditions: Sequence[FoundCondition]) -> Codes:
+def codes_read(plan: Plan, conditions: Sequence[FoundCondition]) -> CodesRead:
     """What the prior will read, as far as it is known before the images are encoded: enough to estimate its pace."""
     f, (height, width) = plan.tokenizer.model.autoencoder.factor, plan.tokenizer.images.size
     grid = height // f, width // f
     lengths = [PREFIX_CODES.get(each.name, math.prod(grid)) for each in conditions]
     prefix = sum(lengths)
     size = plan.tokenizer.model.quantizer.size
-    return Codes(size=size, grid=grid, condition_size=CONDITION_CODES if conditions else 0, prefix=max(prefix, 1))
+    return CodesRead(size=size, grid=grid, condition_size=CONDITION_CODES if conditions else 0, prefix=max(prefix, 1))
 
 
 class Paces(NamedTuple):
@@ -138,7 +138,7 @@ class Paces(NamedTuple):
     """Seconds per code."""
 
 
-class Schedule(NamedTuple):
+class FitSchedule(NamedTuple):
     """The lengths of the trainings, and how long all steps are expected to take."""
 
     lengths: dict[str, int]
@@ -146,7 +146,7 @@ class Schedule(NamedTuple):
     estimates: dict[str, float]
 
 
-def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) -> Schedule:
+def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) -> FitSchedule:
     """The plan, the speed of this machine, the number of images, and a time for all of it, None for the recipe's
     lengths -> the lengths of all trainings.
 
@@ -177,7 +177,7 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
         estimates["prior"] = seconds - sum(estimates.values())
         lengths["prior"] = prior_length(plan.prior, estimates["prior"], paces.prior, images_codes(plan))
         _refuse_too_short(plan, lengths, seconds)
-    return Schedule(lengths, copies, {name: round(value, 2) for name, value in estimates.items()})
+    return FitSchedule(lengths, copies, {name: round(value, 2) for name, value in estimates.items()})
 
 
 def images_codes(plan: Plan) -> int:

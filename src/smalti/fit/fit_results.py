@@ -14,14 +14,14 @@ from torch import Tensor
 from smalti.conditions.base import Condition, constant_prefix
 from smalti.core.devices import pick_device
 from smalti.data.code_shards import CodeShards, open_codes
-from smalti.data.loader import Crops, in_order, spread
+from smalti.data.loader import Crops, evenly_spaced_batch, in_order
 from smalti.data.sources import Source
 from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
-from smalti.images.io import Array, grid, save_png
+from smalti.images.io import Array, make_image_grid, save_png
 from smalti.images.masks import kept_part
 from smalti.images.seams import with_kept_pixels
 from smalti.pipeline import Pipeline
@@ -74,7 +74,7 @@ def fit_results(out: Path, source: Source, *, tokenizer: TokenizerTraining, prio
         codes = pipeline.encode(batch.images)
         use.add(codes)
         ratios.append(psnr(batch.images, pipeline.decode(codes)))
-    originals = spread(held_out, SHOWN).images
+    originals = evenly_spaced_batch(held_out, SHOWN).images
     guidance = GUIDANCE if pipeline.condition.size and prior.condition_dropout else 1.0
     sampler = Sampler(top_p=TOP_P, guidance=guidance)
     prefix = _sample_prefix(pipeline, shards)
@@ -90,7 +90,7 @@ def fit_results(out: Path, source: Source, *, tokenizer: TokenizerTraining, prio
         save_png(out / "samples" / f"{seed:04d}.png", image, settings={"seed": seed, "condition": caption})
     save_png(out / "panorama.png", panorama, settings={"seed": 1})
     rows = torch.cat(completion)
-    save_png(out / "completion.png", grid(rows, columns=len(completion[0]), gap=2), settings={"seed": 2})
+    save_png(out / "completion.png", make_image_grid(rows, columns=len(completion[0]), gap=2), settings={"seed": 2})
     return FitResults(
         figures={
             "psnr": float(torch.cat(ratios).mean()),
@@ -134,7 +134,7 @@ def _sample_prefix(pipeline: Pipeline, shards: CodeShards) -> Tensor:
         return (torch.arange(SAMPLES, device=pipeline.device) % condition.size).reshape(-1, 1)
     if not condition.size:
         return pipeline.prior.null_prefix(SAMPLES)
-    prefix = spread(shards.validation, SAMPLES).prefix.to(pipeline.device)
+    prefix = evenly_spaced_batch(shards.validation, SAMPLES).prefix.to(pipeline.device)
     return prefix.repeat(-(-SAMPLES // len(prefix)), 1)[:SAMPLES]
 
 
@@ -168,13 +168,13 @@ def _completion(
     pipeline: Pipeline, held_out: Crops, shards: CodeShards, *, hole: bool, sampler: Sampler
 ) -> _Completion:
     """Held-out images -> the same completed, with their own conditions."""
-    images = spread(held_out, COMPLETED).images
+    images = evenly_spaced_batch(held_out, COMPLETED).images
     size = images.shape[2], images.shape[3]
     known = ~kept_part("center", size) if hole else kept_part("top-half", size)  # (H,W)
     codes = pipeline.known_codes(images, known)
     prefix = pipeline.prior.null_prefix(len(images))
     if pipeline.condition.size and len(shards.validation) == len(held_out):  # none of them was damaged
-        examples = spread(shards.validation, COMPLETED)
+        examples = evenly_spaced_batch(shards.validation, COMPLETED)
         prefix = pipeline.condition.example_prefix(examples.labels, examples.prefix).to(pipeline.device)
     completed = _generated(pipeline, prefix, codes, seed=2, sampler=sampler)
     blended = with_kept_pixels(completed, images, known, reach=pipeline.tokenizer.factor)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
-from smalti.core.progress import WorkPlan, counting, say
+from smalti.core.progress import WorkPlan, progress_bar, say
 from smalti.core.version import __version__
 from smalti.data.code_shards import open_codes
 from smalti.data.contents import contents
@@ -49,9 +49,9 @@ from smalti.fit.found_conditions import FoundCondition, chosen_conditions, find_
 from smalti.fit.inspection import inspect_images
 from smalti.reports.report import write_report
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.launcher import is_started_with_others
-from smalti.training.pace import NOMINAL, measure_pace, measure_prior_pace
-from smalti.training.prior_networks import Codes
+from smalti.training.launcher import is_one_of_several_processes
+from smalti.training.pace import NOMINAL, measure_prior_pace, measure_tokenizer_pace
+from smalti.training.prior_networks import CodesRead
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import condition_of, encode_images, train_prior, train_tokenizer
 
@@ -86,14 +86,14 @@ def check(request: FitRequest, folder: Path, *, console: Console) -> FitState:
     """
     source = open_source(folder)
     tokenizer = _image_training(request)
-    with counting(console, title="looking at the images", unit="images") as progress:
+    with progress_bar(console, title="looking at the images", unit="images") as progress:
         inspection = inspect_images(
             source,
             size=tokenizer.images.size,
             channels=tokenizer.model.autoencoder.channels,
             progress=progress,
         )
-    with counting(console, title="looking at their maps", unit="maps") as progress:
+    with progress_bar(console, title="looking at their maps", unit="maps") as progress:
         found = find_conditions(source, progress=progress)
     state = FitState(smalti=__version__, request=request, contents=contents(source), inspection=inspection, found=found)
     _print_check(state, tokenizer, console)
@@ -106,7 +106,7 @@ def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
     Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of
     another request, and when it is asked to stop.
     """
-    if is_started_with_others():
+    if is_one_of_several_processes():
         raise SmaltiError(
             "smalti fit runs in one process; for several, use smalti train tokenizer and smalti train prior"
         )
@@ -116,7 +116,7 @@ def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
     state = file.read(request)
     folder = request.folder(out)
     if request.stream:
-        with counting(console, title="copying images", unit="images") as progress:
+        with progress_bar(console, title="copying images", unit="images") as progress:
             copy_stream(Path(request.images), folder, count=request.stream, progress=progress)
     if state is None:
         state = check(request, folder, console=console)
@@ -172,7 +172,7 @@ class _Fit:
         seconds = self._pace_seconds()
         folders = {"tokenizer": self.images, **{map_step(each.name): Path(each.path) for each in self.conditions}}
         tokenizers = {
-            name: measure_pace(_nominal(each), _source(folders[name], each), seconds=seconds)
+            name: measure_tokenizer_pace(_nominal(each), _source(folders[name], each), seconds=seconds)
             for name, each in self.plan.tokenizers().items()
         }
         prior = measure_prior_pace(self.plan.prior, codes_read(self.plan, self.conditions), seconds=seconds)
@@ -204,7 +204,7 @@ class _Fit:
         sources = [self._condition_source(each) for each in self.conditions] if names != ["labels"] else []
         with (
             self._timed("codes"),
-            counting(self.console, title="encoding", unit="images", work=self._work("codes")) as progress,
+            progress_bar(self.console, title="encoding", unit="images", work=self._work("codes")) as progress,
         ):
             encode_images(
                 self.out / "tokenizer",
@@ -237,7 +237,7 @@ class _Fit:
         assert self.seconds is not None
         shards = open_codes(self.out / "codes")
         condition = condition_of(shards, training.condition)
-        codes = Codes(shards.meta.size, shards.meta.grid, condition.size, condition.length, condition.maps)
+        codes = CodesRead(shards.meta.size, shards.meta.grid, condition.size, condition.length, condition.maps)
         pace = measure_prior_pace(training, codes, seconds=self._pace_seconds())
         spent = sum(self.state.seconds.values())
         left = max(self.seconds - spent - self.state.estimates["results"], 0.1 * self.seconds)

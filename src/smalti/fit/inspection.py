@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.core.files import check_file
 from smalti.core.settings import Natural, Positive, settings
 from smalti.data.image_entries import ImageEntry
@@ -78,7 +79,7 @@ def inspect_images(source: Source, *, size: Size, channels: int, progress: Calla
             f"{source.path} holds a single image, {source.images[0].key}; training needs two or more, and several "
             "hundred to be of use"
         )
-    chosen = _spread(source.images, MOST_DECODED)
+    chosen = [source.images[index] for index in evenly_spaced(len(source.images), MOST_DECODED)]
     decoded = _decode(source, chosen, channels, progress)
     damaged = decoded.damaged
     if too_many_damaged(len(damaged), of=len(chosen)):
@@ -106,11 +107,6 @@ def inspect_images(source: Source, *, size: Size, channels: int, progress: Calla
         duplicates=len(twins),
         duplicate_files=tuple(twins[:LISTED]),
     )
-
-
-def _spread(images: Sequence[ImageEntry], most: int) -> list[ImageEntry]:
-    count = min(most, len(images))
-    return [images[index * len(images) // count] for index in range(count)]
 
 
 def _decode(

@@ -17,9 +17,9 @@ from smalti.core.rng import gumbel
 from smalti.core.settings import Fraction, Natural, parse, settings
 from smalti.generation.wavefront import CodePosition
 
-Schedule = Literal["constant", "linear", "cosine"]
+GuidanceScheduleName = Literal["constant", "linear", "cosine"]
 
-SCHEDULES: dict[Schedule, Callable[[float], float]] = {
+SCHEDULES: dict[GuidanceScheduleName, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: progress,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
     "cosine": lambda progress: (
@@ -61,7 +61,7 @@ class Sampler:
     top_p: Fraction = 1.0
     min_p: Fraction = 0.0
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
-    guidance_schedule: Schedule = "constant"
+    guidance_schedule: GuidanceScheduleName = "constant"
 
 
 def make_sampler(**options: float | str) -> Sampler:

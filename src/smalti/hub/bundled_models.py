@@ -14,7 +14,7 @@ SCENES = BUNDLED["scenes"]
 """What is taken where no model is named."""
 
 
-def named(name: str | Path) -> Path:
+def model_path(name: str | Path) -> Path:
     """A path, or a name in `BUNDLED` where there is nothing at that path -> the path, or the folder of that model."""
     path = Path(name).expanduser()
     return path if path.exists() else BUNDLED.get(str(name), path)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_atomically, write_json
 from smalti.hub import hugging_face
-from smalti.hub.bundled_models import named
+from smalti.hub.bundled_models import model_path
 
 FORMAT = 1
 CONFIG, WEIGHTS = hugging_face.PARTS
@@ -49,14 +49,14 @@ def save_model(
     write_json(folder / CONFIG, config)
 
 
-def halved(module: nn.Module) -> None:
-    """Round the weights of `module`, in place, to what half precision holds: then `halve` loses nothing."""
+def round_to_half_precision(module: nn.Module) -> None:
+    """Round the weights of `module`, in place, to half precision, so that `save_in_half_precision` loses nothing."""
     for tensor in module.state_dict().values():
         if tensor.dtype == torch.float32:
             tensor.copy_(tensor.half())
 
 
-def halve(folder: Path) -> None:
+def save_in_half_precision(folder: Path) -> None:
     """Keep the float32 weights of all models in `folder` in half precision: half the size; they are read as float32
     again."""
     for path in sorted(folder.rglob(WEIGHTS)):
@@ -107,7 +107,7 @@ def here(name: str | Path) -> Path:
     Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not queried.
     Raises `SmaltiError` for such a name, and when the Hub has no such model.
     """
-    path = named(name)
+    path = model_path(name)
     if path.exists() or not hugging_face.is_name(str(name)):
         return path
     if path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""What an image is here: reading and writing files (`io`, `png_stream`), label and depth maps, masks,
+"""Images: reading and writing files (`io`, `png_stream`), scaling and cropping, label and depth maps, masks,
 pixel formats, boxes."""
 
 from smalti.images.io import read_image, save_png, to_array, to_tensor

@@ -68,7 +68,7 @@ def read_any(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
     return read_numbers(source, name=name) if numbers is None else numbers
 
 
-def spread(depth: Tensor) -> Tensor:
+def normalize_depth(depth: Tensor) -> Tensor:
     """Numbers of any range -> of the same shape in [-1,1], the least of them -1
     and the greatest 1 (all -1 where all are equal).
 
@@ -79,8 +79,8 @@ def spread(depth: Tensor) -> Tensor:
 
 
 def depth_levels(depth: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Depths (H,W) -> `spread` over 16 bits, (H,W,1): what a grayscale image of 16 bits would hold."""
-    from_black = spread(torch.from_numpy(depth)).double() + 1  # (H,W) in [0,2]
+    """Depths (H,W) -> `normalize_depth` over 16 bits, (H,W,1): what a grayscale image of 16 bits would hold."""
+    from_black = normalize_depth(torch.from_numpy(depth)).double() + 1  # (H,W) in [0,2]
     levels: npt.NDArray[np.uint16] = (from_black * (65535 / 2)).round().numpy().astype(np.uint16)[:, :, None]
     return levels
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.images.io import Array, DamagedImage, covered_middle, read_image, to_tensor
+from smalti.images.io import Array, DamagedImage, read_image, to_tensor
+from smalti.images.resizing import covered_middle
 
 Slices = tuple[slice, slice]
 

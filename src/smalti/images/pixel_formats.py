@@ -18,13 +18,13 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 
-Levels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Wide: TypeAlias = npt.NDArray[np.uint16]
 
 _WHITE = 65535  # of 16 bits
 
 
-class Storage(NamedTuple):
+class GrayStorage(NamedTuple):
     """How a file holds single levels of gray."""
 
     most: int = 0
@@ -37,24 +37,24 @@ class Storage(NamedTuple):
     """Whether 0 is white in the file and Pillow does not turn it around, beyond 8 bits."""
 
 
-AS_GIVEN = Storage()
+AS_GIVEN = GrayStorage()
 """Of an image that comes from no file."""
 
 
-def storage(image: Image.Image) -> Storage:
+def storage(image: Image.Image) -> GrayStorage:
     """An opened file whose pixels are not read yet -> how it holds levels of gray."""
     tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
     args = () if tile is None else (tile.args,) if isinstance(tile.args, str) else tuple(tile.args or ())
     wide = image.mode.startswith("I")
     if image.format == "PPM" and len(args) > 1 and isinstance(args[1], int):  # the file names its largest level
-        return Storage(most=args[1], given=_WHITE if wide else 255)
+        return GrayStorage(most=args[1], given=_WHITE if wide else 255)
     mode, _, how = (args[0] if args and isinstance(args[0], str) else "").partition(";")
     if mode in ("1", "L"):
         most = {"2": 3, "4": 15}.get(how[:1], 255) if mode == "L" else 1
-        return Storage(most=most, given=255 if mode == "L" else 1, inverted="I" in how)
+        return GrayStorage(most=most, given=255 if mode == "L" else 1, inverted="I" in how)
     zero = isinstance(image, TiffImageFile) and wide and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
     most = 4095 if (mode, how) == ("I", "12") else 0
-    return Storage(most=most, given=most, white_is_zero=bool(zero))
+    return GrayStorage(most=most, given=most, white_is_zero=bool(zero))
 
 
 def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
@@ -74,7 +74,7 @@ def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
     return numbers
 
 
-def as_floats(levels: Levels) -> Tensor:
+def as_floats(levels: Array) -> Tensor:
     """(H,W,C) uint8 or uint16, or a batch of them -> (C,H,W) float32 in [-1,1]; black is -1, white is 1."""
     half = np.iinfo(levels.dtype).max / 2
     planes = np.ascontiguousarray(np.moveaxis(levels, -1, -3))  # first, while there is the least to move
@@ -99,7 +99,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Literal[8, 16]) -> Levels:
+def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Literal[8, 16]) -> Array:
     """A file that was opened and its stream -> its pixels (H,W,C) upright, as `smalti.images.read_image` says.
 
     Raises `ValueError` for numbers without an agreed range, and whatever decoders raise.
@@ -145,7 +145,7 @@ _WRONG_ORDER = {
 }
 
 
-def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: Storage = AS_GIVEN) -> Levels:
+def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: GrayStorage = AS_GIVEN) -> Array:
     """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`:
     how its file held them."""
     if image.mode == "F":
@@ -172,7 +172,7 @@ def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 
-def _wide_pixels(image: Image.Image, channels: int, stored: Storage) -> Wide:
+def _wide_pixels(image: Image.Image, channels: int, stored: GrayStorage) -> Wide:
     wide = np.array(image)
     if wide.min() < 0 or wide.max() > _WHITE:
         raise ValueError("its numbers have 32 bits, which have no agreed range; save it with 8 or 16 bits")

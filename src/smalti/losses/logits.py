@@ -43,7 +43,7 @@ class SqueezeNet(nn.Module):
         return maps.mean((2, 3))  # type: ignore[no-any-return]  # (B,K)
 
 
-class Classifier(NamedTuple):
+class ClassifierSource(NamedTuple):
     """How to build a classifier of scaled color images, and the name of its weights in
     `smalti.core.published_weights`."""
 
@@ -51,10 +51,10 @@ class Classifier(NamedTuple):
     weights: str
 
 
-CLASSIFIERS: dict[str, Classifier] = {
-    "squeezenet": Classifier(build=SqueezeNet, weights="squeezenet1_1"),
-    "resnet50": Classifier(build=ResNet50, weights="resnet50"),
-    "resnet50-v2": Classifier(build=ResNet50, weights="resnet50-v2"),
+CLASSIFIERS: dict[str, ClassifierSource] = {
+    "squeezenet": ClassifierSource(build=SqueezeNet, weights="squeezenet1_1"),
+    "resnet50": ClassifierSource(build=ResNet50, weights="resnet50"),
+    "resnet50-v2": ClassifierSource(build=ResNet50, weights="resnet50-v2"),
 }
 
 

@@ -127,7 +127,7 @@ def alexnet() -> Backbone:
     return Backbone(nn.Sequential(*layers), taps=(1, 4, 7, 9, 11), widths=(64, 192, 384, 256, 256), smallest=31)
 
 
-class Source(NamedTuple):
+class BackboneSource(NamedTuple):
     """How to build a backbone, and the names of its weights and of LPIPS's weights for it in
     `smalti.core.published_weights`."""
 
@@ -136,10 +136,10 @@ class Source(NamedTuple):
     linear: str
 
 
-BACKBONES: dict[str, Source] = {
-    "squeezenet": Source(build=squeezenet, weights="squeezenet1_1", linear="lpips-squeeze"),
-    "vgg16": Source(build=vgg16, weights="vgg16", linear="lpips-vgg"),
-    "alexnet": Source(build=alexnet, weights="alexnet", linear="lpips-alex"),
+BACKBONES: dict[str, BackboneSource] = {
+    "squeezenet": BackboneSource(build=squeezenet, weights="squeezenet1_1", linear="lpips-squeeze"),
+    "vgg16": BackboneSource(build=vgg16, weights="vgg16", linear="lpips-vgg"),
+    "alexnet": BackboneSource(build=alexnet, weights="alexnet", linear="lpips-alex"),
 }
 
 

@@ -106,8 +106,8 @@ def page_values(measured: Measured, plain: Mapping[str, Any]) -> dict[str, Any]:
         "notes": [_sentence(note) for note in measured.notes],
         "ranked": _ranked(measured),
         "difference": DIFFERENCE,
-        "sample_images": _spread(measured, "sample"),
-        "reference_images": _spread(measured, "reference"),
+        "sample_images": _images_of_rank(measured, "sample"),
+        "reference_images": _images_of_rank(measured, "reference"),
         "distributions": _distributions(measured),
         "nats_map": None if measured.nats_per_position is None else _nats_map(measured.nats_per_position),
         "codes": None if measured.counts is None else _codes(measured.counts),
@@ -178,7 +178,7 @@ def _ranked(measured: Measured) -> list[_Ranked]:
     return found
 
 
-def _spread(measured: Measured, rank: str) -> list[EmbeddedImage]:
+def _images_of_rank(measured: Measured, rank: str) -> list[EmbeddedImage]:
     some = [shown for shown in measured.examples if shown.rank == rank]
     return [_image(shown.original, f"{rank} {shown.name}", _short(shown.name)) for shown in some]
 

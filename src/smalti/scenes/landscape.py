@@ -15,7 +15,7 @@ from smalti.scenes.standing_objects import feet_of, inhabit
 from smalti.scenes.textures import Floats, clamp, profile, texture
 
 
-def paint(plan: Composition, items: list[Tree | Home], height: int, width: int) -> Canvas:
+def paint_landscape(plan: Composition, items: list[Tree | Home], height: int, width: int) -> Canvas:
     """The landscape `plan` with its trees and houses on a grid of `height` x `width` points."""
     canvas = Canvas(height, width)
     time = TIME[plan.time]

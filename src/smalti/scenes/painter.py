@@ -98,7 +98,7 @@ def paint(seed: int, index: int, *, size: tuple[int, int]) -> Scene:
     for cell in range(-reach, reach + 1):
         code = 2 * cell + 1 if cell >= 0 else -2 * cell
         items += inhabitants(plan, _generator(seed, index, code), cell)
-    canvas = landscape.paint(plan, items, height * _FINER, width * _FINER)
+    canvas = landscape.paint_landscape(plan, items, height * _FINER, width * _FINER)
     return _developed(canvas, plan, label)
 
 

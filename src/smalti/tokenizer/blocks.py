@@ -162,7 +162,7 @@ def middle(channels: int, *, attention: bool, dropout: float) -> nn.Sequential:
 
 
 @final
-class Stage(nn.Module):
+class ResolutionLevel(nn.Module):
     """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution,
     each followed by attention where the settings have it."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, plus, swish, zero_init_residuals
+from smalti.tokenizer.blocks import ResolutionLevel, Upsample, group_norm, middle, plus, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 from smalti.tokenizer.encoder import AutoencoderSettings
 
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         self.middle = middle(widths[-1], attention=autoencoder.middle_attention, dropout=autoencoder.dropout)
         # Level 0 is the highest resolution here as in the encoder; they run from the last to the first.
         self.stages = nn.ModuleList(
-            Stage(
+            ResolutionLevel(
                 widths[min(level + 1, last)],
                 widths[level],
                 blocks=autoencoder.decoder_blocks_per_level,

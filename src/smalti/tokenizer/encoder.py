@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.core.settings import Natural, Positive, ProperFraction, settings
-from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, swish, zero_init_residuals
+from smalti.tokenizer.blocks import Downsample, ResolutionLevel, group_norm, middle, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 
 LEAST_WIDTH = 8
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
         self.stem = autoencoder.patch_size
         self.conv_in = Convolution(autoencoder.channels * autoencoder.patch_size**2, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            Stage(
+            ResolutionLevel(
                 widths[max(level - 1, 0)],
                 widths[level],
                 blocks=autoencoder.res_blocks,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from smalti.core.errors import SmaltiError
-from smalti.tokenizer.blocks import AttentionBlock, ResidualBlock, Stage
+from smalti.tokenizer.blocks import AttentionBlock, ResidualBlock, ResolutionLevel
 from smalti.tokenizer.vqgan import VQGAN
 
 VARIANTS = 256
@@ -48,7 +48,7 @@ def tokenizer_stages(tokenizer: VQGAN) -> list[nn.Module]:
     Not the whole decoder: equation 7 asks for the gradient of its last layer alone, and a compiled network computes all
     its gradients at once. Not the quantizer, which searches in pieces whose number depends on the image.
     """
-    stages = [module for module in tokenizer.modules() if isinstance(module, Stage)]
+    stages = [module for module in tokenizer.modules() if isinstance(module, ResolutionLevel)]
     return [*stages, tokenizer.encoder.middle, tokenizer.decoder.middle]
 
 

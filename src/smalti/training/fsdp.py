@@ -56,7 +56,7 @@ def sharding(processes: int, blocks: Callable[[Any], nn.ModuleList]) -> ModelPar
     return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor, perhaps of which this process holds a part -> all of it; every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

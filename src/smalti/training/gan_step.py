@@ -1,9 +1,9 @@
-"""One GAN step of stage 1: losses of tokenizer and discriminator, gradients, clipping, a check
-that all is finite, optimizer steps.
+"""One GAN step of stage 1: losses of tokenizer and discriminator, gradients, clipping, a check that all is finite,
+optimizer steps.
 
 `simultaneous` is the default, `alternating` is that of the original code, `reconstruction_only` has no discriminator.
-All three map (networks, images, inputs of the step) to a `StepResult`, and average over several processes and over the
-parts of a batch whose gradients are accumulated.
+All three map (networks, images, inputs of the step) to a `GANStepResult`, and average over several processes and over
+the parts of a batch whose gradients are accumulated.
 
 Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, equations 5 to 7, and its published code.
@@ -123,7 +123,7 @@ class StepInputs:
     """Number of equal parts of the batch whose gradients are accumulated."""
 
 
-class StepResult(NamedTuple):
+class GANStepResult(NamedTuple):
     """What a step gives besides the new weights."""
 
     features: Tensor
@@ -140,14 +140,14 @@ class StepResult(NamedTuple):
     that had not stepped before they were known made no step."""
 
 
-def gan_step(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
+def gan_step(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
     """Images (B,C,H,W) in [-1,1] -> one step of tokenizer and discriminator, as the settings choose."""
     if not gan.settings.adversarial.weight:
         return reconstruction_only(gan, images, inputs)
     return UPDATES[gan.settings.adversarial.updates](gan, images, inputs)
 
 
-def reconstruction_only(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
+def reconstruction_only(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
     """A step of the tokenizer without a discriminator: VQ-VAE, or with the perceptual term VQGAN before its GAN."""
     parts = []
     for part in _parts(images, inputs):
@@ -168,7 +168,7 @@ def reconstruction_only(gan: GAN, images: Tensor, inputs: StepInputs) -> StepRes
     return _joined(parts, values, stepped=not broken, broken=broken)
 
 
-def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
+def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
     """Both networks learn from one pass of each: the discriminator's fakes are those from before the generator's step.
 
     While the factor of the generator's adversarial term is 0, its gradient is not computed.
@@ -222,7 +222,7 @@ def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
     return _joined(parts, values, stepped=not broken, broken=broken)
 
 
-def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
+def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
     """The original's two optimizer steps for each batch: the generator's,
     and the discriminator's on new reconstructions.
 
@@ -232,7 +232,7 @@ def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> StepResult:
     features, quantized, values, stepped = generator_step(gan, images, inputs)
     discriminator_values, lecam_ema = discriminator_step(gan, images, inputs, skip=not stepped)
     values = mean_of_processes(gan.fabric, values | discriminator_values)
-    return StepResult(features, quantized.codes, lecam_ema, values, stepped, not_finite(values))
+    return GANStepResult(features, quantized.codes, lecam_ema, values, stepped, not_finite(values))
 
 
 def generator_step(gan: GAN, images: Tensor, inputs: StepInputs) -> tuple[Tensor, Quantized, Values, bool]:
@@ -301,7 +301,7 @@ def discriminator_step(gan: GAN, images: Tensor, inputs: StepInputs, *, skip: bo
     return {**values, "discriminator_gradient_norm": norm}, lecam_ema
 
 
-UPDATES: dict[str, Callable[[GAN, Tensor, StepInputs], StepResult]] = {
+UPDATES: dict[str, Callable[[GAN, Tensor, StepInputs], GANStepResult]] = {
     "simultaneous": simultaneous,
     "alternating": alternating,
 }
@@ -331,9 +331,9 @@ def _parts(images: Tensor, inputs: StepInputs) -> Iterator[_Part]:
         first = after
 
 
-def _joined(parts: Sequence[_PartResult], values: Values, *, stepped: bool, broken: list[str]) -> StepResult:
+def _joined(parts: Sequence[_PartResult], values: Values, *, stepped: bool, broken: list[str]) -> GANStepResult:
     """The results of all parts -> that of the batch."""
-    return StepResult(
+    return GANStepResult(
         features=torch.cat([part.features for part in parts]),
         codes=torch.cat([part.codes for part in parts]),
         lecam_ema=_mean_ema(part.lecam_ema for part in parts),

@@ -1,7 +1,7 @@
-"""The processes of a run: how many there are, how they are started or joined, and what the first does for all.
+"""The processes of a run: their number, how they are started or joined, and what the first one does for all.
 
-One process trains by default. Under `torchrun` and under Slurm's `srun` those that were started there are joined; with
-`run.devices` above 1 and neither, Lightning Fabric starts the others on this machine.
+One process trains by default. Under `torchrun` and Slurm's `srun` the process joins the others that they started.
+Without them, and with `run.devices` above 1, Lightning Fabric starts the other processes on this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smalti.core.devices import check_count, pick_device
+from smalti.core.devices import check_device_count, pick_device
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.training.config import RunSettings
 from smalti.training.fsdp import sharding
@@ -34,46 +34,46 @@ T = TypeVar("T")
 def launch(run: RunSettings, *, blocks: Callable[[Any], nn.ModuleList] | None = None) -> Fabric:
     """The processes and devices of a run; under `torchrun` and Slurm this joins the others.
 
-    `blocks`: where a model can be sharded, how what is trained is divided; see `sharding`.
+    `blocks`: the trained module -> the blocks by which FSDP shards it (see `sharding`); None if it cannot be sharded.
 
-    Raises `SmaltiError` for devices that the machine does not have, for a number of processes that is not what the
-    launcher started, and for a strategy or an accelerator that cannot be.
+    Raises `SmaltiError` for devices that the machine does not have, for a number of processes other than the launcher
+    started, and for an unknown or unsuitable strategy or accelerator.
     """
     _check_strategy(run, blocks)
-    devices, nodes = arranged(run)
+    devices, nodes = device_counts(run)
     try:
         fabric = Fabric(
             accelerator=run.accelerator,
             devices=devices,
             num_nodes=nodes,
             strategy=_strategy(devices * nodes, blocks if run.strategy == "fsdp" else None),
-            **_PRECISIONS[run.precision](run.accelerator),
+            **_precision_arguments(run),
         )
         fabric.launch()
-    except (ValueError, RuntimeError, MisconfigurationException) as error:  # Fabric's words for what is not to be had
+    except (ValueError, RuntimeError, MisconfigurationException) as error:  # how Fabric refuses them
         first = " ".join(str(error).split())
         raise SmaltiError(f"cannot run on {devices} x {run.accelerator!r} with {run.strategy!r}: {first}") from error
-    share = fabric.world_size * run.accumulate
-    if run.batch % share:
+    parts = fabric.world_size * run.accumulate
+    if run.batch % parts:
         raise SmaltiError(
-            f"run.batch = {run.batch} cannot be shared out evenly to {fabric.world_size} devices in {run.accumulate} "
-            f"parts each; use a multiple of {share}"
+            f"run.batch = {run.batch} cannot be divided evenly among {fabric.world_size} devices in {run.accumulate} "
+            f"parts each; use a multiple of {parts}"
         )
     return fabric
 
 
 @final
 class BFloat16(Precision):
-    """Networks compute in bfloat16 where autocast finds it safe; weights, inputs and outputs are float32.
+    """Networks compute in bfloat16 where autocast allows it; weights, inputs and outputs are float32.
 
-    As Fabric's own "bf16-mixed", but for what that shares with float16: a loss that is scaled, for whose sake only
-    `fabric.backward` may ask for gradients. Equation 7 asks for some by itself.
+    This replaces Fabric's own "bf16-mixed". Since float16 needs a scaled loss, Fabric permits gradients under mixed
+    precision only through `fabric.backward`, but equation 7 calls `torch.autograd.grad`.
     """
 
     precision = "bf16-mixed"
 
     def __init__(self, device: str) -> None:
-        """`device`: the type of it, such as "cuda"."""
+        """`device`: the type of the device, such as "cuda"."""
         self._device = device
 
     def forward_context(self) -> AbstractContextManager[Any]:
@@ -92,20 +92,20 @@ def _single(tensor: Tensor) -> Tensor:
 
 def _device_type(accelerator: str) -> str:
     """An accelerator as Fabric names it -> the type of its devices as PyTorch names it."""
-    chosen = pick_device("auto").type
-    return {"auto": chosen, "gpu": chosen}.get(accelerator, accelerator)
+    return pick_device("auto").type if accelerator in ("auto", "gpu") else accelerator
 
 
-_PRECISIONS: dict[str, Callable[[str], dict[str, Any]]] = {  # of the accelerator: the arguments of Fabric
-    "32-true": lambda accelerator: {"precision": "32-true"},
-    "bf16-mixed": lambda accelerator: {"plugins": BFloat16(_device_type(accelerator))},
-}
+def _precision_arguments(run: RunSettings) -> dict[str, Any]:
+    """The setting `run.precision` -> the arguments of Fabric."""
+    if run.precision == "bf16-mixed":
+        return {"plugins": BFloat16(_device_type(run.accelerator))}
+    return {"precision": run.precision}
 
 
-def arranged(run: RunSettings) -> tuple[int, int]:
-    """The settings and the environment -> devices on each machine, and machines.
+def device_counts(run: RunSettings) -> tuple[int, int]:
+    """The settings and the environment -> devices per machine, and machines.
 
-    Raises `SmaltiError` if both say a number and it is not the same.
+    Raises `SmaltiError` if both give a number and the numbers differ.
     """
     if TorchElasticEnvironment.detect():
         started = int(os.environ["WORLD_SIZE"])
@@ -118,13 +118,13 @@ def arranged(run: RunSettings) -> tuple[int, int]:
     else:
         devices, nodes = run.devices or 1, run.nodes or 1
         if devices > 1:
-            check_count(run.accelerator, devices)
+            check_device_count(run.accelerator, devices)
         return devices, nodes
     devices, nodes = run.devices or here, run.nodes or started // here
     if devices * nodes != started:
         raise SmaltiError(
             f"run.devices = {devices} on run.nodes = {nodes} machines are {devices * nodes} processes, but {launcher} "
-            f"started {started}; leave both settings out, and it decides"
+            f"started {started}; omit both settings to use those of the launcher"
         )
     return devices, nodes
 
@@ -137,20 +137,23 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
         )
     if run.strategy == "fsdp" and blocks is None:
         raise SmaltiError(
-            "run.strategy = 'fsdp' is for priors: a tokenizer's memory is in what it computes, not in its weights; set "
-            "run.strategy=ddp, and where memory is short run.recompute=true, run.accumulate=2 or more, or "
+            "run.strategy = 'fsdp' is for priors: a tokenizer needs its memory for activations, not for weights; set "
+            "run.strategy=ddp, and if memory is short run.recompute=true, run.accumulate=2 or more, or "
             "run.precision=bf16-mixed"
         )
     if run.strategy == "fsdp" and not run.ema_half_life:
         raise SmaltiError(
-            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; set "
+            "run.strategy = 'fsdp' validates and exports the EMA of the weights, which is not sharded; set "
             "run.ema_half_life above 0, or run.strategy=ddp"
         )
 
 
 def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> Any:
-    """Buffers are not sent around before each pass: they are alike everywhere, for everything that moves them is
-    computed from what all processes saw (`all_gather`, SyncBatchNorm)."""
+    """The strategy of Fabric for a number of processes.
+
+    DDP does not broadcast buffers before each pass. They are equal in all processes, since every update of a buffer is
+    computed from the data of all processes (`all_gather`, SyncBatchNorm).
+    """
     if processes == 1:
         return "auto"
     if blocks is not None:
@@ -161,24 +164,24 @@ def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> 
     return DDPStrategy(**options)
 
 
-def synchronized(module: nn.Module, *, fabric: Fabric) -> nn.Module:
-    """A module -> the same with batch norms whose statistics are of all processes together.
+def with_synchronized_norms(module: nn.Module, *, fabric: Fabric) -> nn.Module:
+    """A module -> the same with batch norms whose statistics cover all processes.
 
-    Raises `SmaltiError` on CPUs, for which PyTorch has none.
+    Raises `SmaltiError` on CPUs, for which PyTorch has no synchronized batch norm.
     """
     if fabric.world_size == 1 or not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
         return module
     if fabric.device.type == "cpu":
         raise SmaltiError(
-            f"objective.adversarial.discriminator.norm = batch on {fabric.world_size} CPU processes: PyTorch shares "
-            "the statistics of a batch norm between GPUs alone; set it to group, or train in one process"
+            f"objective.adversarial.discriminator.norm = batch on {fabric.world_size} CPU processes: PyTorch "
+            "synchronizes batch norms on GPUs only; set it to group, or train in one process"
         )
     convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
     return convert(module)
 
 
-def first_alone(fabric: Fabric, action: Callable[[], T]) -> T:
-    """Let the first process act while the others wait -> its result, in all. A `SmaltiError` there is raised in all."""
+def on_first_process(fabric: Fabric, action: Callable[[], T]) -> T:
+    """Run `action` on the first process while the others wait -> its result, on all. A `SmaltiError` is raised on all."""
     if fabric.world_size == 1:
         return action()
     result, refusal = None, ""
@@ -193,15 +196,14 @@ def first_alone(fabric: Fabric, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def is_first() -> bool:
-    """Whether this process is the only one, or the first of those that a launcher started;
-    known before they have met."""
+def is_first_process() -> bool:
+    """Whether this process is the only one, or the first that a launcher started. Works before `launch`."""
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK"))
 
 
-def is_started_with_others() -> bool:
+def is_one_of_several_processes() -> bool:
     """Whether torchrun or Slurm started this process as one of several."""
     if TorchElasticEnvironment.detect():
         return os.environ["WORLD_SIZE"] != "1"
@@ -209,11 +211,11 @@ def is_started_with_others() -> bool:
 
 
 @contextmanager
-def report_once() -> Iterator[None]:
-    """Errors of all processes are reported by the first alone; the others exit with status 1 and print nothing."""
+def errors_from_first_process() -> Iterator[None]:
+    """Let only the first process report a `SmaltiError`; the others exit with status 1 and print nothing."""
     try:
         yield
     except SmaltiError as error:
-        if is_first():
+        if is_first_process():
             raise
         raise SystemExit(1) from error

@@ -123,7 +123,9 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * SEED_STRIDE + seen * 8191) % 2**63)  # the same on all ranks
 
 
-def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter) -> None:
+def train_stage(
+    stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter
+) -> None:
     """Train `stage` to `run.total`, from the saved state in `folder` if there is one.
 
     `run.patience` can end the training earlier. Exports the best model if the stage has a selection metric, else the

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.training.config import OptimizerSettings
-from smalti.training.fsdp import whole
+from smalti.training.fsdp import full_tensor
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -75,7 +75,7 @@ class Average(Exported[M]):
         """Move toward the module's weights."""
         weight = 1 - 0.5 ** (step / (self.half_life * (seen + step)))
         mine: list[Tensor] = [parameter.data for parameter in self.module.parameters()]
-        theirs: list[Tensor] = [whole(parameter.data) for parameter in module.parameters()]
+        theirs: list[Tensor] = [full_tensor(parameter.data) for parameter in module.parameters()]
         torch._foreach_lerp_(mine, theirs, weight)
         for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(source)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.core.distributed import all_reduce_sum
-from smalti.training.fsdp import whole
+from smalti.training.fsdp import full_tensor
 from smalti.training.optimizer import set_rate
 
 
@@ -33,7 +33,7 @@ def clip_gradients(fabric: Fabric, module: Any, optimizer: Any, max_norm: float)
     """
     limit = max_norm or math.inf
     norm = fabric.clip_gradients(module, optimizer, max_norm=limit, error_if_nonfinite=False)
-    return whole(torch.as_tensor(norm))
+    return full_tensor(torch.as_tensor(norm))
 
 
 def apply_gradients(optimizer: Any, *, lr: float) -> None:

@@ -19,7 +19,7 @@ from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.launcher import launch
 from smalti.training.loop import seed_step
 from smalti.training.optimizer import build_optimizer
-from smalti.training.prior_networks import Codes, build_network
+from smalti.training.prior_networks import CodesRead, build_network
 from smalti.training.stage1 import TokenizerStage
 
 NOMINAL = 10**9
@@ -30,7 +30,7 @@ FEWEST = 3
 """Timed steps at each point, at least; one more goes before them."""
 
 
-def measure_pace(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
+def measure_tokenizer_pace(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
     """A training of `NOMINAL` images -> the seconds that an image takes it on this machine, with its reading.
 
     The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.
@@ -57,7 +57,7 @@ def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
     float(values["reconstruction"])  # reading a number waits for the device
 
 
-def measure_prior_pace(training: PriorTraining, codes: Codes, *, seconds: float) -> float:
+def measure_prior_pace(training: PriorTraining, codes: CodesRead, *, seconds: float) -> float:
     """The training of a prior, and what it reads -> the seconds that a code takes it on this machine.
 
     The median of about `seconds` of steps on random codes, at least `FEWEST` of them.

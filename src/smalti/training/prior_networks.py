@@ -104,7 +104,7 @@ NetworkSettings = Annotated[AnyNetwork, Field(discriminator="name"), BeforeValid
 """The settings of any prior; their `name` selects one."""
 
 
-class Codes(NamedTuple):
+class CodesRead(NamedTuple):
     """What a prior reads."""
 
     size: int
@@ -127,7 +127,7 @@ class Network(NamedTuple):
     """Codes below it can stand in place of an image code."""
 
 
-def _read(codes: Codes) -> dict[str, Any]:
+def _read(codes: CodesRead) -> dict[str, Any]:
     """As the settings of the transformer and of PixelSNAIL call it."""
     return {
         "codebook_size": codes.size,
@@ -137,26 +137,26 @@ def _read(codes: Codes) -> dict[str, Any]:
     }
 
 
-def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
+def _transformer(network: TransformerNetwork, codes: CodesRead) -> Network:
     sizes = parse(TransformerSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
     return Network(Transformer(sizes), codes.size)
 
 
-def _pixelsnail(network: PixelSNAILNetwork, codes: Codes) -> Network:
+def _pixelsnail(network: PixelSNAILNetwork, codes: CodesRead) -> Network:
     sizes = parse(PixelSNAILSettings, {**as_mapping(network), **_read(codes)}, where="network")
     return Network(PixelSNAIL(sizes), codes.size)
 
 
-def _neighborhood(network: NeighborhoodNetwork, codes: Codes) -> Network:
+def _neighborhood(network: NeighborhoodNetwork, codes: CodesRead) -> Network:
     sizes = parse(NeighborhoodSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
     return Network(Neighborhood(sizes), codes.size)
 
 
-def _gpt(network: GPTNetwork, codes: Codes) -> Network:
+def _gpt(network: GPTNetwork, codes: CodesRead) -> Network:
     return Network(GPT(gpt_settings(network, codes)), gpt_settings(network, codes).vocab_size)
 
 
-def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
+def gpt_settings(network: GPTNetwork, codes: CodesRead) -> GPTSettings:
     """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary
     or its positions are too few."""
     most = max(codes.size, codes.condition_size)
@@ -178,7 +178,7 @@ def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
     return parse(GPTSettings, values, where="network")
 
 
-NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
+NETWORKS: dict[str, Callable[[Any, CodesRead], Network]] = {
     "transformer": _transformer,
     "gpt": _gpt,
     "pixelsnail": _pixelsnail,
@@ -186,6 +186,6 @@ NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
 }
 
 
-def build_network(network: AnyNetwork, codes: Codes) -> Network:
+def build_network(network: AnyNetwork, codes: CodesRead) -> Network:
     """Settings and what is to be read -> a prior. Raises `SmaltiError` if they do not go together."""
     return NETWORKS[network.name](network, codes)

@@ -1,9 +1,8 @@
-"""From settings and paths to a trained model: what the command line, the demo and the experiments all call."""
+"""Train a model from settings and paths, as the command line, `smalti fit`, the demo and the experiments do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,32 @@ from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.contents import CONTENTS, contents
 from smalti.data.file_types import FILE_TYPES, FileType, file_type_of
-from smalti.data.loader import first_readable
-from smalti.data.sources import held_out_order, open_source
-from smalti.data.splits import holding_out, split_crops
+from smalti.data.loader import Crops
+from smalti.data.sources import open_source
+from smalti.data.splits import split_crops, with_readable_held_out
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
 from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
 from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
+from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
 from smalti.training.initialization import Start
-from smalti.training.launcher import first_alone, is_started_with_others, launch
-from smalti.training.loop import Stage, fit
+from smalti.training.launcher import is_one_of_several_processes, launch, on_first_process
+from smalti.training.loop import Stage, train_stage
 from smalti.training.run_folder import RunFolder
 from smalti.training.run_page import write_page
 from smalti.training.stage1 import TokenizerStage
 from smalti.training.stage2 import PriorStage, blocks
 
-OWN = ("auto", "labels", "unconditional")
-"""What can be said about a prior's condition without codes of one."""
+WITHOUT_CODES = ("auto", "labels", "unconditional")
+"""The values of the setting `condition` for code shards without condition codes."""
 
-ALONE = ("labels", "coordinates", "text")
-"""Conditions whose codes are made of the images and what is beside them, with nothing else given."""
+SELF_CONTAINED = ("labels", "coordinates", "text")
+"""Conditions that follow from the folder of the images, without a tokenizer or files of their own."""
 
 _SLOW = (
-    "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take "
+    "warning: run.precision = bf16-mixed, but no bfloat16 instructions of this machine are known: a step may take "
     "twenty times as long; set run.precision=32-true"
 )
 
@@ -63,35 +63,34 @@ def train_tokenizer(
     start: Start | None = None,
     work: WorkPlan = SINGLE,
 ) -> None:
-    """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
+    """Images -> a run folder with a tokenizer in `out/model`. Resumes the run if there is one.
 
-    `start`: the tokenizer that training begins with, to which `settings` belong;
-    without one it starts from scratch. `work`:
-    the position of the run in a longer work, for the progress.
+    `start`: the tokenizer that training begins with, to which `settings` belong; without one, training starts from
+    scratch. `work`: the position of the run in a longer work, for the progress.
 
-    Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
-    something else, and when it is asked to stop.
+    Raises `SmaltiError` for data without images, for an objective that does not suit the file type, for a folder with
+    other content, and on a signal to stop.
     """
-    kind = _file_type_of_training(settings)
-    source = open_source(data, file_type=kind)
-    begun = {} if start is None else {"from": start.described()}
+    file_type = _file_type_of_training(settings)
+    source = open_source(data, file_type=file_type)
+    origin = {} if start is None else {"from": start.described()}
     config = {
         "smalti": __version__,
         "stage": "tokenizer",
         "data": str(data.resolve()),
         CONTENTS: contents(source),
-        **begun,
+        **origin,
         **as_mapping(settings),
     }
     fabric = launch(settings.run)
-    folder = first_alone(fabric, lambda: RunFolder(out, config))
+    folder = on_first_process(fabric, lambda: RunFolder(out, config))
     about = {
         "smalti": __version__,
         "data": data.name,
         "images": len(source.images),
         "size": list(settings.images.size),
-        **kind.described(),
-        **begun,
+        **file_type.described(),
+        **origin,
     }
     weights = {} if start is None else start.weights
     stage = TokenizerStage(settings, source, fabric=fabric, about=about, weights=weights)
@@ -99,22 +98,21 @@ def train_tokenizer(
 
 
 def _file_type_of_training(settings: TokenizerTraining) -> FileType:
-    """What a tokenizer is to be trained on. Raises `SmaltiError` if its channels or its objective are
-    for something else."""
+    """The file type that a tokenizer is trained on. Raises `SmaltiError` if its channels or its objective do not
+    suit it."""
     images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
     if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):
         losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
         raise SmaltiError(
             f"objective.pixel = {objective.pixel} is {'not ' * (images.file_type == 'labels')}for label maps, and "
             f"images.file_type = {images.file_type}; for label maps set images.file_type=labels, "
-            f"objective.pixel={losses}, for images "
-            "images.file_type=color and objective.pixel=l1"
+            f"objective.pixel={losses}, for images images.file_type=color and objective.pixel=l1"
         )
     file_type = FILE_TYPES[images.file_type](images.unlabeled)
     file_type.check(channels)
     if channels == 4 and "perceptual" in objective.terms:
         raise SmaltiError(
-            f"objective.perceptual = {objective.perceptual} knows images of 1 or 3 channels, and the model has 4; set "
+            f"objective.perceptual = {objective.perceptual} is for images of 1 or 3 channels, and the model has 4; set "
             "objective.perceptual=none, or model.autoencoder.channels=3, which composites images over white"
         )
     return file_type
@@ -129,11 +127,10 @@ def train_prior(
     console: Console,
     work: WorkPlan = SINGLE,
 ) -> None:
-    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on
-    with the run if there is one.
+    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Resumes the run if there is one.
 
-    Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds
-    something else, and when it is asked to stop.
+    Raises `SmaltiError` for codes of another tokenizer, for conditions that the shards do not hold, for a folder with
+    other content, and on a signal to stop.
     """
     model = load_tokenizer(tokenizer)
     shards.check_fingerprint(model.fingerprint())
@@ -156,14 +153,15 @@ def train_prior_on(
     console: Console,
     work: WorkPlan = SINGLE,
 ) -> None:
-    """As `train_prior`, with the codes' tokenizer, or what has its methods, and a condition that they hold."""
+    """As `train_prior`, with the tokenizer of the codes (or an object with its methods) and a condition that the shards
+    hold."""
     meta = shards.meta
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
     if meta.prefix is not None:
         codes["condition_fingerprint"] = meta.prefix.fingerprint
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
     fabric = launch(settings.run, blocks=blocks)
-    folder = first_alone(fabric, lambda: RunFolder(out, config))
+    folder = on_first_process(fabric, lambda: RunFolder(out, config))
     about = {"smalti": __version__, "images": len(shards.training)}
     stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console, work=work)
@@ -186,16 +184,16 @@ def _run(
     )
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
         say(console, _SLOW)
-    fit(stage, folder, run=run, fabric=fabric, progress=progress)
+    train_stage(stage, folder, run=run, fabric=fabric, progress=progress)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)
 
 
 def condition_of(shards: CodeShards, name: str) -> Condition:
     """The condition that a prior on these codes learns. Raises `SmaltiError` if another is requested than they hold."""
-    labels, kept = shards.meta.labels, shards.meta.prefix
-    if name not in OWN or (name == "auto" and kept is not None):
-        return _kept_condition(shards, name)
+    labels = shards.meta.labels
+    if name not in WITHOUT_CODES or (name == "auto" and shards.meta.prefix is not None):
+        return _stored_condition(shards, name)
     if name == "labels" and not labels:
         raise SmaltiError(f"the images of {shards.path} have no labels (no sub-folders); set condition=unconditional")
     if name == "unconditional" or not labels:
@@ -208,14 +206,15 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
     return Labels(labels)
 
 
-def _kept_condition(shards: CodeShards, name: str) -> Condition:
-    kept = shards.meta.prefix
-    if kept is None:
+def _stored_condition(shards: CodeShards, name: str) -> Condition:
+    """The condition whose codes the shards hold. Raises `SmaltiError` if it is not the one called `name`."""
+    stored = shards.meta.prefix
+    if stored is None:
         raise SmaltiError(
             f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode "
             f"... --condition {' --condition '.join(_names(name))}, or set condition=auto"
         )
-    condition = build_condition(kept.condition, shards.path)
+    condition = build_condition(stored.condition, shards.path)
     made = condition_keys(condition)
     wanted = {_KEYS.get(each, each) for each in _names(name)}
     if name != "auto" and set(made) != wanted:
@@ -227,7 +226,7 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
 
 
 _KEYS = {"labels": "label"}
-"""The names of conditions in settings whose option in generation has another name."""
+"""Name of a condition in settings -> its key, where they differ."""
 
 
 def _names(condition: str) -> tuple[str, ...]:
@@ -242,8 +241,8 @@ def codes_of(
     where several processes that were started together would all encode."""
     if (data / "codes.json").is_file():
         return open_codes(data)
-    names = () if settings.condition in OWN else _names(settings.condition)
-    others = [name for name in names if name not in ALONE]
+    names = () if settings.condition in WITHOUT_CODES else _names(settings.condition)
+    others = [name for name in names if name not in SELF_CONTAINED]
     if others:
         options = ["--condition-data" if name in ANNOTATORS else "--condition-tokenizer" for name in others]
         sources = [f"{name}=..." if len(names) > 1 else "..." for name in others]
@@ -253,7 +252,7 @@ def codes_of(
             f"first smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
         )
     conditions = [ConditionSource(name) for name in names]
-    if is_started_with_others() and not (out / "codes.json").is_file():
+    if is_one_of_several_processes() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} "
             f"--out {out}, then train on {out}"
@@ -276,30 +275,23 @@ def encode_images(
     workers: int = 0,
     conditions: Sequence[ConditionSource] = (),
 ) -> bool:
-    """Images -> code shards in `out`; False when they are there already, made by the same settings.
+    """Encode images into code shards in `out` -> True; False if `out` already holds them, made with the same settings.
 
-    Their file type is that of the tokenizer, where it was trained by smalti, else that of `settings.images`.
-    `conditions`:
-    those whose codes precede the codes of the images.
+    The file type is that of the tokenizer if smalti trained it, else that of `settings.images`. `conditions`: the
+    conditions whose codes precede the codes of the images.
 
-    Raises `SmaltiError` for data without images, a tokenizer that is none, and a folder that holds other things.
+    Raises `SmaltiError` for data without images, for a path without a tokenizer, and for an `out` with other content.
     """
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
-    channels, cut = model.settings.autoencoder.channels, settings.images
-    stored = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
-    source = open_source(data, file_type=file_type_of({**stored, **about}, channels=channels))
-    parts = split_crops(source, cut, channels=channels, seed=seed)
-    model_device = next(model.parameters()).device
-    pairs = paired_images(conditions, parts, factor=model.factor, device=model_device) if conditions else None
-    if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
-        other = first_readable(pairs.training, held_out_order(parts[0].images))
-        if other is not None:  # one held-out image whose condition can be read too
-            parts = holding_out(parts, other)
-            pairs = paired_images(conditions, parts, factor=model.factor, device=model_device)
-    images = ImageSets(training=parts[0], validation=parts[1], labels=source.labels)
-    if pairs is not None:
-        images = replace(images, training=pairs.training, validation=pairs.validation, prefix=pairs.prefix)
+    channels, crops = model.settings.autoencoder.channels, settings.images
+    default_type = {} if crops.file_type == "color" else {"kind": crops.file_type, "unlabeled": crops.unlabeled}
+    source = open_source(data, file_type=file_type_of({**default_type, **about}, channels=channels))
+    parts = split_crops(source, crops, channels=channels, seed=seed)
+    if conditions:
+        images = _with_conditions(parts, conditions, tokenizer=model, labels=source.labels)
+    else:
+        images = ImageSets(training=parts[0], validation=parts[1], labels=source.labels)
     return write_codes(
         out,
         images,
@@ -307,3 +299,16 @@ def encode_images(
         settings=WritingSettings(copies=settings.copies, seed=seed, workers=workers),
         progress=progress,
     )
+
+
+def _with_conditions(
+    parts: tuple[Crops, Crops], conditions: Sequence[ConditionSource], *, tokenizer: VQGAN, labels: Sequence[str]
+) -> ImageSets:
+    """Training and held-out images of the tokenizer -> the same with their conditions, at least one held-out image with
+    a condition that can be read."""
+    device = next(tokenizer.parameters()).device
+    pairs = paired_images(conditions, parts, factor=tokenizer.factor, device=device)
+    readable = with_readable_held_out(parts, (pairs.training, pairs.validation))
+    if readable is not parts:
+        pairs = paired_images(conditions, readable, factor=tokenizer.factor, device=device)
+    return ImageSets(training=pairs.training, validation=pairs.validation, labels=labels, prefix=pairs.prefix)

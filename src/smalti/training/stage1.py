@@ -21,11 +21,11 @@ from smalti.conditions.map_files import label_accuracy, label_colors
 from smalti.core.distributed import all_gather
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
-from smalti.data.loader import Batch, Crops, Example, in_order, spread
+from smalti.data.loader import Batch, Crops, Example, evenly_spaced_batch, in_order
 from smalti.data.sources import Source
 from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
-from smalti.images.io import grid
+from smalti.images.io import make_image_grid
 from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
@@ -51,7 +51,7 @@ from smalti.training.gan_step import (
     gan_step,
     r1_factor_at,
 )
-from smalti.training.launcher import synchronized
+from smalti.training.launcher import with_synchronized_norms
 from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import NotFiniteError, copied_buffers, restore_buffers, sum_of_processes
@@ -149,7 +149,7 @@ class TokenizerStage(Stage):
                 "(--from), or set decoder_phase.start above 0"
             )
         discriminator = replace(adversarial.discriminator, channels=channels)
-        self.discriminator = synchronized(DISCRIMINATORS[discriminator.name](discriminator), fabric=fabric)
+        self.discriminator = with_synchronized_norms(DISCRIMINATORS[discriminator.name](discriminator), fabric=fabric)
         for module in (self.tokenizer, self.discriminator):
             as_channels_last(module)
         self.exported = exported(self.tokenizer, half_life=run.ema_half_life)
@@ -342,12 +342,12 @@ class TokenizerStage(Stage):
     @torch.no_grad()
     def image(self) -> Tensor:
         """Held-out images above, their reconstructions below; label maps in colors."""
-        images = self._on_device(spread(self.held_out, IMAGES_SHOWN))
+        images = self._on_device(evenly_spaced_batch(self.held_out, IMAGES_SHOWN))
         with self.exported.shown() as tokenizer:
             reconstructions, _ = tokenizer(images)
         both = torch.cat([images, reconstructions]).cpu().contiguous()
         shown = label_colors(both) if self.settings.images.file_type == "labels" else both
-        return grid(shown.contiguous(), columns=len(images), gap=2)
+        return make_image_grid(shown.contiguous(), columns=len(images), gap=2)
 
     def state(self) -> dict[str, Any]:
         return {

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from smalti.conditions.base import Condition, constant_prefix
 from smalti.data.code_shards import CodeBatch, CodeShards, entropy
-from smalti.data.loader import in_order, spread
+from smalti.data.loader import evenly_spaced_batch, in_order
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
-from smalti.images.io import grid, to_tensor
+from smalti.images.io import make_image_grid, to_tensor
 from smalti.prior import Prior, nll, parameter_groups
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN
@@ -39,7 +39,7 @@ from smalti.training.optimizer_step import (
     not_finite,
     quotient_of_processes,
 )
-from smalti.training.prior_networks import Codes, build_network
+from smalti.training.prior_networks import CodesRead, build_network
 
 SHOWN = 16
 """Images in the grid of samples during training."""
@@ -104,7 +104,7 @@ class PriorStage(Stage):
         self.per_example = codes.grid[0] * codes.grid[1]
         self.entropy = entropy(shards.training, codes.size)
         self.about = {**about, "code_entropy_nats": self.entropy}
-        codes_read = Codes(codes.size, codes.grid, condition.size, condition.length, condition.maps)
+        codes_read = CodesRead(codes.size, codes.grid, condition.size, condition.length, condition.maps)
         prior, self.vocabulary = build_network(settings.network, codes_read)
         self.exported = exported(prior, half_life=settings.run.ema_half_life)
         self.exported.module.to(fabric.device)
@@ -202,14 +202,14 @@ class PriorStage(Stage):
             previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
             previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
             images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
-        return grid(images, columns=8, gap=2)
+        return make_image_grid(images, columns=8, gap=2)
 
     def _sample_prefix(self, prior: Prior) -> Tensor:
         """The conditions of the samples, (B,P)."""
         if self.condition.from_labels:
             return (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
         if self.condition.size:
-            prefix: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
+            prefix: Tensor = self.fabric.to_device(evenly_spaced_batch(self.shards.validation, SHOWN).prefix)
             return prefix
         return prior.null_prefix(SHOWN)
 

@@ -22,8 +22,9 @@ from smalti.evaluation.metrics import psnr
 from smalti.generation.generation_loop import generation_states
 from smalti.generation.partial_images import PartialImages
 from smalti.generation.request import unknown_codes
-from smalti.images.io import DamagedImage, covered_middle, read_middle, read_size, to_tensor
+from smalti.images.io import DamagedImage, read_middle, read_size, to_tensor
 from smalti.images.masks import read_mask
+from smalti.images.resizing import covered_middle
 from smalti.pipeline import Pipeline
 from smalti.web.code_images import as_text, from_text
 from smalti.web.requests import ConditionInput, Limits, SamplingRequest, check_size, condition_inputs
@@ -78,7 +79,7 @@ class Studio:
             value = condition.read(text)
         else:  # a text is never read as a path on this machine
             raise SmaltiError(f"the {part.key} takes {'a file' if as_file else 'text'}, not {text!r:.40}")
-        return condition.fit(value, grid=self.pipeline.grid(size))[0]
+        return condition.resize_to_grid(value, grid=self.pipeline.grid(size))[0]
 
     def canvas(self, key: str, file: Path, size: tuple[int, int]) -> str:
         """A label map file -> the mask editor's value for an image of a size (H,W), the inverse of `from_text`."""

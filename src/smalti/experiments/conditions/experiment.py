@@ -23,8 +23,9 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition, constant_prefix
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.core.files import write_atomically
-from smalti.core.progress import counting
+from smalti.core.progress import progress_bar
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import ObjectAnnotation, paired_annotations
@@ -64,7 +65,7 @@ LARGE = "scenes-large"
 """Name of the step that renders scenes twice as high and wide, of which a window sees a part."""
 
 
-class Map(NamedTuple):
+class MapCondition(NamedTuple):
     """A condition that has a tokenizer of its own: where its files are among the scenes ("images": it is made of them),
     and what its training changes."""
 
@@ -72,8 +73,8 @@ class Map(NamedTuple):
     changes: tuple[str, ...]
 
 
-MAPS: dict[str, Map] = {
-    "segmentation": Map(
+MAPS: dict[str, MapCondition] = {
+    "segmentation": MapCondition(
         "segmentations",
         (
             "images.file_type=labels",
@@ -82,10 +83,10 @@ MAPS: dict[str, Map] = {
             "objective.hatch_weight=0",
         ),
     ),
-    "depth": Map("depths", ("images.file_type=depth", "model.autoencoder.channels=1")),
-    "edges": Map("images", ("images.file_type=edges", "model.autoencoder.channels=1")),
+    "depth": MapCondition("depths", ("images.file_type=depth", "model.autoencoder.channels=1")),
+    "edges": MapCondition("images", ("images.file_type=edges", "model.autoencoder.channels=1")),
     # Its images have a quarter of the sides, and its codes a quarter of the pixels.
-    "lowres": Map("images", ()),
+    "lowres": MapCondition("images", ()),
 }
 SMALLER = 4
 """The factor between the size of the images and that of the condition `lowres`."""
@@ -237,7 +238,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
         return ConditionSource(each, context.before[f"tokenizer-{each}"].folder, data)
 
     def work(context: StepContext) -> dict[str, Any]:
-        with counting(context.console, title="encoding", unit="images") as progress:
+        with progress_bar(context.console, title="encoding", unit="images") as progress:
             encode_images(
                 context.before["tokenizer"].folder,
                 context.before[scenes].folder / "images",
@@ -274,9 +275,9 @@ def _scene_network(chosen: ConditionsSettings) -> Step:
         training, held_out = split_crops(
             open_source(context.before[SCENES].folder / "images"), _images("label", chosen), channels=3, seed=0
         )
-        with counting(context.console, title="reading", unit="scenes") as progress:
+        with progress_bar(context.console, title="reading", unit="scenes") as progress:
             known = known_of(training, context.before[SCENES].folder, progress=progress)
-        with counting(context.console, title="training the scene network", unit="steps") as progress:
+        with progress_bar(context.console, title="training the scene network", unit="steps") as progress:
             scene_network = train_scene_network(
                 known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.scene_network_steps, progress=progress
             )
@@ -380,7 +381,7 @@ def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condit
 
 def _generate(pipeline: Pipeline, request: GenerationRequest, context: StepContext) -> Tensor:
     """A request -> its images (B,C,H,W)."""
-    with counting(context.console, title="generating", unit="codes") as progress:
+    with progress_bar(context.console, title="generating", unit="codes") as progress:
         for state in generation_states(pipeline.prior, request):
             progress(state.generated, state.total)
     return pipeline.decode(state.codes)
@@ -388,9 +389,7 @@ def _generate(pipeline: Pipeline, request: GenerationRequest, context: StepConte
 
 def _save(folder: Path, images: condition_fidelity.ComparedImages, previews: Sequence[Any], shown: int) -> None:
     """Write the conditions and images for the page, evenly spread over all of them."""
-    count = len(images.conditioned)
-    for number in range(min(shown, count)):
-        seed = number * count // min(shown, count)
+    for number, seed in enumerate(evenly_spaced(len(images.conditioned), shown)):
         for name in ("conditioned", "real", "unconditional"):
             image = getattr(images, name)[seed]
             save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": seed})

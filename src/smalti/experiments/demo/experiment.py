@@ -18,9 +18,9 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_json
-from smalti.core.progress import counting, say
+from smalti.core.progress import progress_bar, say
 from smalti.data.code_shards import entropy, open_codes
-from smalti.data.loader import Batch, Crops, batches, in_order, spread
+from smalti.data.loader import Batch, Crops, batches, evenly_spaced_batch, in_order
 from smalti.data.sources import open_source
 from smalti.data.splits import split_crops
 from smalti.evaluation.metrics import CodeUse, psnr
@@ -28,7 +28,7 @@ from smalti.experiments.class_network import Classifier, accuracy, train_classif
 from smalti.experiments.demo.findings import Results, findings
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
-from smalti.images.io import grid, save_png
+from smalti.images.io import make_image_grid, save_png
 from smalti.images.masks import kept_part
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
@@ -72,7 +72,7 @@ def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "seconds.json").is_file():
         raise SmaltiError(f"{out} is not empty and holds no demo; choose another --out")
     timings = Timings(out / "seconds.json")
-    with timings.measured("scenes"), counting(console, title="rendering", unit="scenes") as progress:
+    with timings.measured("scenes"), progress_bar(console, title="rendering", unit="scenes") as progress:
         write_scenes(
             out / "scenes",
             count=count,
@@ -82,7 +82,7 @@ def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
         )
     with timings.measured("tokenizer"):
         train_tokenizer(out / "scenes" / "images", out / "tokenizer", settings=tokenizer, console=console)
-    with timings.measured("codes"), counting(console, title="encoding", unit="images") as progress:
+    with timings.measured("codes"), progress_bar(console, title="encoding", unit="images") as progress:
         images, codes = out / "scenes" / "images", out / "codes"
         encode_images(out / "tokenizer", images, codes, settings=prior.encode, seed=prior.run.seed, progress=progress)
     with timings.measured("prior"):
@@ -119,7 +119,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         ]
     samples = {label: _samples(pipeline, label) for label in source.labels}
     right = _sample_accuracy(classifier, samples, source.labels)
-    shown, labels = spread(held_out, COMPLETED)
+    shown, labels = evenly_spaced_batch(held_out, COMPLETED)
     names = [source.labels[int(label)] for label in labels]
     known = kept_part("top-half", settings.images.size)
     H, W = settings.images.size
@@ -147,7 +147,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         completions=_completions(pipeline, shown, known, names),
     )
     for label, images in samples.items():
-        save_png(out / "images" / f"{label}.png", grid(images, columns=5, gap=2), settings={"label": label})
+        save_png(out / "images" / f"{label}.png", make_image_grid(images, columns=5, gap=2), settings={"label": label})
     for label, image in results.panoramas.items():
         save_png(out / "images" / f"panorama-{label}.png", image, settings={"label": label, "seed": 1})
     return results

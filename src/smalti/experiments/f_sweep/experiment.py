@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError
+from smalti.core.evenly_spaced import evenly_spaced
 from smalti.core.settings import Natural, Positive, as_mapping, settings
 from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops, in_order
@@ -26,7 +27,7 @@ from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepCon
 from smalti.experiments.f_sweep.findings import findings
 from smalti.experiments.palette import fitted_palette, load_palette
 from smalti.experiments.sampling import SampleSettings, codes_of_crops, generate_images, train_prior_on_codes, zoom_of
-from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
@@ -83,7 +84,7 @@ def plan(chosen: FSweepSettings, request: ExperimentRequest) -> list[Step]:
     samples."""
     refuse_idle(request, trains=("tokenizer", "prior"))
     refuse_twins([PALETTE, *(each.name for each in chosen.tokenizers)], what="tokenizers")
-    images = Images.of(request.data)
+    images = ImageSource.of(request.data)
     trainings = {each.name: _training(each, chosen, request) for each in chosen.tokenizers}
     factors = {name: training.model.autoencoder.factor for name, training in trainings.items()}
     if chosen.palette_rounds:
@@ -153,14 +154,14 @@ def _loading(name: str) -> Callable[[StepContext], Any]:
     return load
 
 
-def _palette(data: Images, chosen: FSweepSettings) -> Step:
+def _palette(data: ImageSource, chosen: FSweepSettings) -> Step:
     """The step that makes the palette, on the training images as they are measured."""
 
     def work(context: StepContext) -> dict[str, Any]:
         source = open_source(data.path(context))
         training, _ = split(source.images, validation=chosen.held_out)
         count = min(chosen.palette_images, len(training))
-        some = [training[number * len(training) // count] for number in range(count)]
+        some = [training[index] for index in evenly_spaced(len(training), count)]
         crops = Crops(source, some, size=chosen.size, channels=3, crop=CenterCrop(), seed=0)
         images = (batch.images for batch in in_order(crops, batch=16))
         palette = fitted_palette(images, size=chosen.codebook, rounds=chosen.palette_rounds, count=count, seed=0)
@@ -177,7 +178,7 @@ def _palette(data: Images, chosen: FSweepSettings) -> Step:
     )
 
 
-def _codes(name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[StepContext], Any]) -> Step:
+def _codes(name: str, f: int, images: ImageSource, chosen: FSweepSettings, load: Callable[[StepContext], Any]) -> Step:
     """The step that encodes crops that fill the priors' window, cut from images at their whole size."""
 
     def work(context: StepContext) -> dict[str, Any]:
@@ -218,7 +219,13 @@ def _prior(name: str, training: PriorTraining, load: Callable[[StepContext], Any
 
 
 def _samples(
-    name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[StepContext], Any], *, with_frechet: bool
+    name: str,
+    f: int,
+    images: ImageSource,
+    chosen: FSweepSettings,
+    load: Callable[[StepContext], Any],
+    *,
+    with_frechet: bool,
 ) -> Step:
     """The step that generates whole images with the sliding window, and compares them with all images there are."""
 

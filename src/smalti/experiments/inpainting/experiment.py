@@ -24,11 +24,11 @@ from torch import Tensor
 
 from smalti.conditions.base import constant_prefix
 from smalti.core.devices import pick_device
-from smalti.core.progress import counting
+from smalti.core.progress import progress_bar
 from smalti.core.settings import Natural, Positive, as_mapping, settings
 from smalti.data.code_shards import CodeBatch, open_codes
 from smalti.data.config import ImageSettings
-from smalti.data.loader import Batch, Crops, batches, in_order, spread
+from smalti.data.loader import Batch, Crops, batches, evenly_spaced_batch, in_order
 from smalti.data.sources import Source, open_source
 from smalti.data.splits import split_crops
 from smalti.evaluation.image_sets import measure_sets
@@ -41,7 +41,7 @@ from smalti.experiments.equal_time import of_length
 from smalti.experiments.inpainting.findings import ANY, CODES, EXACT, RASTER, REAL, findings
 from smalti.experiments.inpainting.holes import HOLES, SHOWN
 from smalti.experiments.sampling import MIN_SAMPLES
-from smalti.experiments.steps import Images, refuse_idle
+from smalti.experiments.steps import ImageSource, refuse_idle
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
@@ -102,7 +102,7 @@ def plan(chosen: InpaintingSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; the tokenizer and its codes; the pace of both priors, and both for equal time;
     likelihoods; completed images; samples in parallel steps."""
     refuse_idle(request, trains=("tokenizer", "prior"))
-    images = Images.of(request.data)
+    images = ImageSource.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
     )
@@ -112,7 +112,7 @@ def plan(chosen: InpaintingSettings, request: ExperimentRequest) -> list[Step]:
         *found,
         steps.tokenizer("tokenizer", images=images, training=tokenizer),
         _codes(images, chosen),
-        prior_steps.pace(trainings, timed_steps=chosen.pace_steps),
+        prior_steps.pace_step(trainings, timed_steps=chosen.pace_steps),
         *(_prior(order, training) for order, training in trainings.items()),
         _likelihoods(images, chosen),
         _completions(images, chosen),
@@ -130,17 +130,17 @@ def _images(chosen: InpaintingSettings) -> ImageSettings:
     return ImageSettings(size=chosen.size, zoom=(1.0, 1.25), validation=chosen.held_out)
 
 
-def _held_out(images: Images, chosen: InpaintingSettings, context: StepContext) -> Crops:
+def _held_out(images: ImageSource, chosen: InpaintingSettings, context: StepContext) -> Crops:
     """The held-out images, in the order of their codes."""
     return split_crops(open_source(images.path(context)), _images(chosen), channels=3, seed=0)[1]
 
 
-def _codes(images: Images, chosen: InpaintingSettings) -> Step:
+def _codes(images: ImageSource, chosen: InpaintingSettings) -> Step:
     """The step that encodes all images, with the labels that their folders give them."""
     copies = CopiesSettings(copies=chosen.copies, images=_images(chosen))
 
     def work(context: StepContext) -> dict[str, Any]:
-        with counting(context.console, title="encoding", unit="images") as progress:
+        with progress_bar(context.console, title="encoding", unit="images") as progress:
             encode_images(
                 context.before["tokenizer"].folder,
                 images.path(context),
@@ -172,7 +172,7 @@ def _prior(order: str, training: PriorTraining) -> Step:
         train_prior(shards, tokenizer, context.folder, settings=run, console=context.console)
         lines = read_metrics(context.folder)
         entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
-        points = prior_steps.curve(lines)
+        points = prior_steps.prior_curve(lines)
         return {
             "curve": points,
             "codes": points[-1]["codes"],
@@ -193,7 +193,7 @@ def _pipeline(context: StepContext, order: str) -> Pipeline:
     return Pipeline(load_tokenizer(context.before["tokenizer"].folder), *load_prior(kept)).to(pick_device("auto"))
 
 
-def _likelihoods(images: Images, chosen: InpaintingSettings) -> Step:
+def _likelihoods(images: ImageSource, chosen: InpaintingSettings) -> Step:
     """The step that asks both priors for the nats of the held-out images' codes: in holes, and in raster order."""
 
     def work(context: StepContext) -> dict[str, Any]:
@@ -280,12 +280,12 @@ def _hole_nats(pipeline: Pipeline, batch: CodeBatch, pixels: Batch, hole: Tensor
     return found[0], found[1]
 
 
-def _completions(images: Images, chosen: InpaintingSettings) -> Step:
+def _completions(images: ImageSource, chosen: InpaintingSettings) -> Step:
     """The step that completes held-out images: with the raster prior, the best of several, and in any order."""
 
     def work(context: StepContext) -> dict[str, Any]:
         held_out = _held_out(images, chosen, context)
-        given = spread(held_out, chosen.shown).images
+        given = evenly_spaced_batch(held_out, chosen.shown).images
         for number, image in enumerate(given):
             save_png(context.folder / "shown" / f"original-{number:02d}.png", image)
         took: dict[str, list[float]] = {}
@@ -328,7 +328,7 @@ def _completed(pipeline: Pipeline, given: Tensor, hole: Tensor, candidates: int)
     return with_kept_pixels(decoded, given, known, reach=pipeline.tokenizer.factor), torch.where(known, given, 0.0)
 
 
-def _samples(images: Images, chosen: InpaintingSettings) -> Step:
+def _samples(images: ImageSource, chosen: InpaintingSettings) -> Step:
     """The step that generates samples in each way, and measures them and real images through the codes."""
 
     def work(context: StepContext) -> dict[str, Any]:
@@ -347,7 +347,7 @@ def _samples(images: Images, chosen: InpaintingSettings) -> Step:
             generated = _generated(pipeline, labels, parallel)
             scores = _scores(Batch(generated.images, labels), way, source, classifier, chosen.size, context)
             rows[way] = {"alone": alone, "in_a_batch": generated.seconds / chosen.samples, **scores}
-        real = spread(training, chosen.samples)
+        real = evenly_spaced_batch(training, chosen.samples)
         through = Batch(_pipeline(context, RASTER).reconstruct(real.images), real.labels)
         rows[REAL] = _scores(through, REAL, source, classifier, chosen.size, context)
         return {"samples": chosen.samples, "rows": rows, "class_accuracy_of_originals": right}

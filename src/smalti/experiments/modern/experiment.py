@@ -19,9 +19,9 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext, StepResult
-from smalti.experiments.equal_time import Weights, nominal, pace, reached, refuse_unequal, timed, weights
+from smalti.experiments.equal_time import WeightCounts, nominal, pace_step, reached, refuse_unequal, timed, weights
 from smalti.experiments.modern.findings import MODERN, REFERENCE, findings
-from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
@@ -95,7 +95,7 @@ def plan(chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
 
 def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
     """All that is done on one set of images."""
-    images = Images.of(Path(given.data) if given.data else request.data)
+    images = ImageSource.of(Path(given.data) if given.data else request.data)
     how = TokenizerMeasurement.of(
         "modern-vs-reference",
         size=given.size,
@@ -115,7 +115,7 @@ def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequ
     for name, training in trainings.items():
         called = f"{given.name}-{name}"
         found += [
-            pace(called, images=images, training=training, seconds=chosen.pace_seconds),
+            pace_step(called, images=images, training=training, seconds=chosen.pace_seconds),
             timed(called, images=images, training=training, minutes=chosen.minutes),
             how.step(
                 called,
@@ -166,7 +166,7 @@ def _unpaced(overrides: Sequence[str]) -> Sequence[str]:
     return overrides
 
 
-def _comparing(name: str, sizes: Mapping[str, Weights], images: Images) -> Step:
+def _comparing(name: str, sizes: Mapping[str, WeightCounts], images: ImageSource) -> Step:
     """The step that sets the figures of one set of images side by side: nothing is computed but from them."""
 
     def work(context: StepContext) -> dict[str, Any]:

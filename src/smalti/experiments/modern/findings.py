@@ -169,7 +169,7 @@ def _ablations(changed: Rows, modern: Mapping[str, Any]) -> Table:
     body: list[list[str | int | float]] = [
         [
             name,
-            *(_spread(row["over_modern"].get(score)) for score in scores),
+            *(_with_error(row["over_modern"].get(score)) for score in scores),
             f"{100 * (row['codes_in_use'] - modern['codes_in_use']):+.1f} %".replace("-", "\u2212"),
             f"{row['images'] / modern['images']:.2f} times",
         ]
@@ -178,7 +178,7 @@ def _ablations(changed: Rows, modern: Mapping[str, Any]) -> Table:
     return Table(["without", *(HEADS[score] for score in scores), "codes in use", "images seen"], body)
 
 
-def _spread(values: Sequence[float] | None) -> str:
+def _with_error(values: Sequence[float] | None) -> str:
     """A mean and its standard error -> as a cell."""
     if values is None:
         return "\u2013"

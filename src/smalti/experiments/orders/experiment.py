@@ -22,7 +22,7 @@ from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.orders.findings import RASTER, findings
 from smalti.experiments.sampling import SampleSettings, generate_images
-from smalti.experiments.steps import Images, refuse_idle
+from smalti.experiments.steps import ImageSource, refuse_idle
 from smalti.model_loading import load_tokenizer
 from smalti.prior.order import ORDERS, Order
 
@@ -56,7 +56,7 @@ def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
     comparison."""
     refuse_idle(request, trains=("tokenizer", "prior"))
     _refuse_orders(chosen.orders)
-    images = Images.of(request.data)
+    images = ImageSource.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
     )
@@ -90,7 +90,7 @@ def _refuse_orders(orders: Sequence[Order]) -> None:
         )
 
 
-def _samples(order: Order, images: Images, chosen: OrdersSettings) -> Step:
+def _samples(order: Order, images: ImageSource, chosen: OrdersSettings) -> Step:
     """The step that generates images with the model that a training has kept, as `smalti sample` does."""
 
     def work(context: StepContext) -> dict[str, Any]:

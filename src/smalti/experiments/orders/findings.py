@@ -55,13 +55,13 @@ def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepR
     }
 
 
-def ranked(rows: Mapping[Order, Mapping[str, Any]]) -> list[Order]:
+def orders_by_nats(rows: Mapping[Order, Mapping[str, Any]]) -> list[Order]:
     """The orders, from the one whose codes are likeliest on."""
     return sorted(rows, key=lambda order: float(rows[order]["nats"]))
 
 
 def _cards(rows: Mapping[Order, Mapping[str, Any]], done: Mapping[str, StepResult]) -> list[Card]:
-    best, *_, worst = ranked(rows) if len(rows) > 1 else [RASTER, RASTER]
+    best, *_, worst = orders_by_nats(rows) if len(rows) > 1 else [RASTER, RASTER]
     return [
         Card(f"Likeliest: {CALLED[best]}", f"{rows[best]['nats']:.3f}", unit="nats per code"),
         Card(f"Least likely: {CALLED[worst]}", f"{rows[worst]['nats']:.3f}", unit="nats per code"),
@@ -82,7 +82,7 @@ def compare_to_raster(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
     """Rows of all orders -> which are further from raster than two standard errors of the difference, and to which
     side."""
     found = Verdict([], [], [])
-    for order in ranked(rows):
+    for order in orders_by_nats(rows):
         over, error = rows[order]["over_raster"], rows[order]["error"]
         if error is None or abs(over) <= 2 * error:
             found.alike.append(order)
@@ -93,8 +93,8 @@ def compare_to_raster(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
 
 
 def _bars(rows: Mapping[Order, Mapping[str, Any]]) -> list[Bars]:
-    likelihood = [(CALLED[order], float(rows[order]["nats"])) for order in ranked(rows)]
-    over = [(CALLED[order], float(rows[order]["over_raster"])) for order in ranked(rows) if order != RASTER]
+    likelihood = [(CALLED[order], float(rows[order]["nats"])) for order in orders_by_nats(rows)]
+    over = [(CALLED[order], float(rows[order]["over_raster"])) for order in orders_by_nats(rows) if order != RASTER]
     plots = [Bars("Held-out codes, lower is better", likelihood, unit="nats")]
     return [*plots, Bars(f"More than {CALLED[RASTER]}", over, unit="nats")] if over else plots
 
@@ -110,7 +110,7 @@ def _table(outcome: Mapping[str, Any]) -> Table:
             rows[order]["last_nats"],
             minutes(rows[order]["seconds"]),
         ]
-        for order in ranked(rows)
+        for order in orders_by_nats(rows)
     ]
     return Table(["order", "nats per code", "less row major's", "of entropy", "at the end", "minutes"], body)
 

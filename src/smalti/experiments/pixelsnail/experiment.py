@@ -23,7 +23,7 @@ from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.equal_time import of_length, refuse_unequal
 from smalti.experiments.pixelsnail.findings import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, findings
-from smalti.experiments.steps import Images, refuse_idle
+from smalti.experiments.steps import ImageSource, refuse_idle
 from smalti.training.config import PriorTraining
 
 
@@ -59,7 +59,7 @@ class PixelSNAILExperimentSettings:
 def plan(chosen: PixelSNAILExperimentSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; the tokenizer, its codes, the three trainings, and the comparison."""
     refuse_idle(request, trains=("tokenizer", "prior"))
-    images = Images.of(request.data)
+    images = ImageSource.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
     )

@@ -78,7 +78,7 @@ def _verdict(trained: str, row: Row) -> _Verdict:
 
 def _cards(rows: Mapping[str, Row], done: Mapping[str, StepResult]) -> list[Card]:
     found = [Card(CALLED[name], f"{rows[name]['nats']:.3f}", unit="nats per code") for name in CONTENDERS]
-    slower = pace(rows[PIXELSNAIL]) / pace(rows[SAME_STEPS])
+    slower = seconds_per_code(rows[PIXELSNAIL]) / seconds_per_code(rows[SAME_STEPS])
     return [
         *found,
         Card("A code of training costs PixelSNAIL", f"{slower:.2f}", unit="times what it costs the transformer"),
@@ -86,7 +86,7 @@ def _cards(rows: Mapping[str, Row], done: Mapping[str, StepResult]) -> list[Card
     ]
 
 
-def pace(row: Row) -> float:
+def seconds_per_code(row: Row) -> float:
     """Seconds of training a code."""
     return float(row["seconds"]) / float(row["codes"])
 

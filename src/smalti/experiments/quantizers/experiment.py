@@ -18,9 +18,9 @@ from pydantic import Field
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
-from smalti.experiments.equal_time import nominal, pace
+from smalti.experiments.equal_time import nominal, pace_step
 from smalti.experiments.quantizers.findings import findings
-from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 
@@ -51,7 +51,7 @@ def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; then for each quantizer its training, its pace and its measuring."""
     refuse_idle(request, trains=("tokenizer",))
     refuse_twins([each.name for each in chosen.quantizers], what="quantizers")
-    images = Images.of(request.data)
+    images = ImageSource.of(request.data)
     how = TokenizerMeasurement.of(
         "quantizers", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown
     )
@@ -62,7 +62,7 @@ def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
             chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
         found += [
-            pace(each.name, images=images, training=nominal(training), seconds=chosen.pace_seconds),
+            pace_step(each.name, images=images, training=nominal(training), seconds=chosen.pace_seconds),
             steps.tokenizer(f"tokenizer-{each.name}", images=images, training=training),
             how.step(
                 each.name,

@@ -21,7 +21,7 @@ from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step
 from smalti.experiments.reconstruction.findings import findings
-from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.hub.pretrained import find_model, is_ours
 from smalti.model_loading import load_tokenizer
@@ -72,7 +72,7 @@ class _Compared(NamedTuple):
 def plan(chosen: ReconstructionSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given, tokenizers where none are given, and the measuring of each."""
     _refuse_idle(request)
-    images = Images.of(request.data)
+    images = ImageSource.of(request.data)
     compared = _given(request) if request.models else _trained(request, chosen)
     size = _size(chosen, compared)
     held_out = 0.0 if request.models else chosen.held_out
@@ -176,7 +176,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _measuring(compared: _Compared, images: Images, how: TokenizerMeasurement) -> Step:
+def _measuring(compared: _Compared, images: ImageSource, how: TokenizerMeasurement) -> Step:
     """The step that measures one tokenizer, given or trained by the step before it."""
     trained = () if compared.training is None else (f"tokenizer-{compared.name}",)
     return how.step(

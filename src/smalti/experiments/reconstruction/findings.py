@@ -18,7 +18,7 @@ from smalti.experiments.tokenizer_comparison import (
     Difference,
     difference,
     measured_on,
-    spread,
+    with_error,
 )
 from smalti.experiments.tokenizer_measurement import TIMED
 from smalti.reports.charts import Bars, Line, LinePlot, Plot
@@ -90,7 +90,7 @@ def _rival(compared: Sequence[Compared], best: Compared) -> _Rival | None:
         return None
     next_best = max(rivals, key=lambda one: one.scores["psnr"])
     gain = difference(best.columns["psnr"], next_best.columns["psnr"])
-    return _Rival(next_best.name, gain, spread(gain), abs(gain.mean) < 2 * gain.error)
+    return _Rival(next_best.name, gain, with_error(gain), abs(gain.mean) < 2 * gain.error)
 
 
 class _StepUp(NamedTuple):
@@ -172,7 +172,7 @@ def _pairs(compared: Sequence[Compared]) -> Table:
         gain = difference(more.columns["psnr"], less.columns["psnr"])
         bits = more.outcome["bits_per_image"] / less.outcome["bits_per_image"]
         rows.append(
-            [f"{less.name} to {more.name}", f"{bits:.3g} times", spread(gain), f"{gain.above} of {gain.images}"]
+            [f"{less.name} to {more.name}", f"{bits:.3g} times", with_error(gain), f"{gain.above} of {gain.images}"]
         )
     return Table(["more bits", "bits", "PSNR gained, dB", "better on"], rows)
 

@@ -22,9 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from smalti.conditions.base import grid_text
 from smalti.core.devices import pick_device
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import counting
+from smalti.core.evenly_spaced import evenly_spaced
+from smalti.core.progress import progress_bar
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
@@ -40,9 +42,9 @@ from smalti.experiments.conditions.experiment import known_of
 from smalti.experiments.equal_time import refuse_unequal
 from smalti.experiments.sampling import ENCODED, SampleSettings, generate_images, zoom_of
 from smalti.experiments.scene_network import train_scene_network
-from smalti.experiments.steps import SCENES, Images, refuse_idle
-from smalti.experiments.window.findings import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, findings, named
-from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
+from smalti.experiments.steps import SCENES, ImageSource, refuse_idle
+from smalti.experiments.window.findings import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, findings
+from smalti.experiments.window.metrics import images_in, join_tiles, likelihood, nats_of, seam_scores, sequential
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
@@ -53,7 +55,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior_folder import load_prior
 from smalti.scenes.painter import CLASSES, LABELS
 from smalti.training.config import PriorTraining, TokenizerTraining
-from smalti.training.prior_networks import Codes
+from smalti.training.prior_networks import CodesRead
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_prior
 
@@ -117,7 +119,7 @@ def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
     training = _tokenizer(chosen, request)
     f = training.model.autoencoder.factor
     _refuse_sizes(chosen, f)
-    scenes = Images.of(None)
+    scenes = ImageSource.of(None)
     trainings = _trainings(chosen, request)
     grids = (chosen.window, *chosen.sizes)
     found = [
@@ -163,7 +165,7 @@ def _trainings(chosen: WindowSettings, request: ExperimentRequest) -> dict[str, 
         WINDOW: (transformer, chosen.window),
         COORDINATES: (varied(chosen.transformer, "coordinates"), chosen.window),
         NEIGHBORHOOD: (varied(chosen.neighborhood, "unconditional"), chosen.window),
-        **{f"{WHOLE}-{named(grid)}": (_fewer(transformer, grid, chosen.window), grid) for grid in chosen.whole},
+        **{f"{WHOLE}-{grid_text(grid)}": (_fewer(transformer, grid, chosen.window), grid) for grid in chosen.whole},
     }
 
 
@@ -174,17 +176,17 @@ def _fewer(training: PriorTraining, grid: tuple[int, int], window: tuple[int, in
     return replace(training, run=replace(run, batch=max(run.batch // times // run.accumulate, 1) * run.accumulate))
 
 
-def _read(training: PriorTraining, grid: tuple[int, int], size: int, chosen: WindowSettings) -> Codes:
+def _read(training: PriorTraining, grid: tuple[int, int], size: int, chosen: WindowSettings) -> CodesRead:
     """What a prior reads, on a grid (h,w) of codes of a codebook of `size`."""
     if training.condition == "unconditional":
-        return Codes(size=size, grid=grid, condition_size=0, prefix=1)
-    return Codes(size=size, grid=grid, condition_size=chosen.levels, prefix=grid[0] * grid[1], maps=(0,))
+        return CodesRead(size=size, grid=grid, condition_size=0, prefix=1)
+    return CodesRead(size=size, grid=grid, condition_size=chosen.levels, prefix=grid[0] * grid[1], maps=(0,))
 
 
 def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
     """A grid (h,w) -> the ways in which it is generated, and the name of the prior of each."""
     tiles = {TILES: WINDOW} if grid != chosen.window else {}
-    whole = {WHOLE: f"{WHOLE}-{named(grid)}"} if grid in chosen.whole else {}
+    whole = {WHOLE: f"{WHOLE}-{grid_text(grid)}"} if grid in chosen.whole else {}
     return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBORHOOD)}, **whole}
 
 
@@ -196,17 +198,19 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
     for grid in grids:
         if grid[0] % h or grid[1] % w or grid == chosen.window or grids.count(grid) > 1:
             raise SmaltiError(
-                f"sizes has {named(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, "
+                f"sizes has {grid_text(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, "
                 "each once"
             )
         if grid[0] * f > H or grid[1] * f > W:
             raise SmaltiError(
-                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; set "
-                "a smaller one in sizes, or a larger size"
+                f"{grid_text(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; "
+                "set a smaller one in sizes, or a larger size"
             )
     for grid in chosen.whole:
         if grid not in grids:
-            raise SmaltiError(f"whole has {named(grid)}, which is none of sizes; name it there too, or leave it out")
+            raise SmaltiError(
+                f"whole has {grid_text(grid)}, which is none of sizes; name it there too, or leave it out"
+            )
     tall = _tall(chosen, f)
     if not tall or any(side % EIGHTHS for side in (H, min(H, W), *(grid[1] * f for grid in tall))):
         raise SmaltiError(
@@ -221,7 +225,7 @@ def _tall(chosen: WindowSettings, f: int) -> list[tuple[int, int]]:
     return [grid for grid in chosen.sizes if grid[0] * f == chosen.size[0]]
 
 
-def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Step:
+def _codes(grid: tuple[int, int], scenes: ImageSource, chosen: WindowSettings) -> Step:
     """The step that encodes crops of a grid (h,w) of codes, with where each is in its scene."""
     copies = max(chosen.copies * chosen.window[0] * chosen.window[1] // (grid[0] * grid[1]), 1)
 
@@ -231,8 +235,7 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
         side = grid[0] * f, grid[1] * f
         zoom = (zoom_of(side, chosen.size),) * 2
         training, others = split(source.images, validation=chosen.held_out)
-        count = min(chosen.images, len(others))
-        held_out = [others[number * len(others) // count] for number in range(count)]
+        held_out = [others[index] for index in evenly_spaced(len(others), chosen.images)]
         of = partial(Crops, source, size=side, channels=3)
         parts = (
             of(training, crop=RandomCrop(zoom=zoom), seed=0),
@@ -240,7 +243,7 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
         )
         annotated = [ConditionSource("coordinates", options={"levels": chosen.levels})]
         pairs = paired_images(annotated, parts, factor=f, device=pick_device("auto"))
-        with counting(context.console, title="encoding", unit="crops") as progress:
+        with progress_bar(context.console, title="encoding", unit="crops") as progress:
             write_codes(
                 context.folder / "codes",
                 ImageSets(training=pairs.training, validation=pairs.validation, prefix=pairs.prefix),
@@ -248,12 +251,12 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
                 settings=WritingSettings(copies=copies, batch=ENCODED),
                 progress=progress,
             )
-        return {"training": len(training) * copies, "held_out": count}
+        return {"training": len(training) * copies, "held_out": len(held_out)}
 
     shaped = {"grid": list(grid), "size": list(chosen.size), "levels": chosen.levels}
     step_settings = {**shaped, "copies": copies, "held_out": chosen.held_out, "images": chosen.images}
     return Step(
-        name=f"codes-{named(grid)}",
+        name=f"codes-{grid_text(grid)}",
         settings={**scenes.described, **step_settings},
         work=work,
         after=(SCENES, "tokenizer"),
@@ -264,15 +267,17 @@ def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
     """The step that trains a prior on crops of a grid (h,w) of codes; its folder is a run folder."""
 
     def work(context: StepContext) -> dict[str, Any]:
-        shards = open_codes(context.before[f"codes-{named(grid)}"].folder / "codes")
+        shards = open_codes(context.before[f"codes-{grid_text(grid)}"].folder / "codes")
         tokenizer = context.before["tokenizer"].folder
         train_prior(shards, tokenizer, context.folder, settings=training, console=context.console)
         lines = read_metrics(context.folder)
         entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
-        return {"curve": prior_steps.curve(lines), "code_entropy_nats": entropies[-1]}
+        return {"curve": prior_steps.prior_curve(lines), "code_entropy_nats": entropies[-1]}
 
     step_settings = {"training": steps.decisive(as_mapping(training))}
-    return Step(name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{named(grid)}"))
+    return Step(
+        name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{grid_text(grid)}")
+    )
 
 
 def _pipeline(context: StepContext, prior: str) -> Pipeline:
@@ -296,7 +301,7 @@ def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings)
 
     step_settings = {"count": chosen.samples, "grid": list(grid), "way": way}
     after = (SCENES, "tokenizer", f"prior-{prior}")
-    return Step(name=f"samples-{way}-{named(grid)}", settings=step_settings, work=work, after=after)
+    return Step(name=f"samples-{way}-{grid_text(grid)}", settings=step_settings, work=work, after=after)
 
 
 def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepContext) -> dict[str, Any]:
@@ -307,7 +312,7 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepC
     request = pipeline.request_for([None] * len(known), known, seeds=seeds, sampler=Sampler())
     codes_of_tiles = final_codes(generate(prior, request))
     seconds = (time.monotonic() - began) / count
-    codes = joined(codes_of_tiles.view(count, number, *prior.grid), grid)  # (B,h,w)
+    codes = join_tiles(codes_of_tiles.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):
         save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
     return {
@@ -322,34 +327,34 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
     ways = _ways(grid, chosen)
 
     def work(context: StepContext) -> dict[str, Any]:
-        codes, annotated = _held_out(context.before[f"codes-{named(grid)}"].folder / "codes")
+        codes, annotated = _held_out(context.before[f"codes-{grid_text(grid)}"].folder / "codes")
         for number, image in enumerate(_pipeline(context, WINDOW).decode(codes)):
             save_png(context.folder / "real" / f"{number:04d}.png", image)
         values = {
             way: nats_of(_pipeline(context, prior).prior, way, codes, annotated, window=chosen.window).tolist()
             for way, prior in ways.items()
         }
-        done = {way: context.before[f"samples-{way}-{named(grid)}"] for way in ways}
+        done = {way: context.before[f"samples-{way}-{grid_text(grid)}"] for way in ways}
         rows = {
             way: {
                 "parameters": counts[prior],
                 **likelihood(values[way], values[WINDOW]),
-                **fitting(done[way].folder / "samples", chosen.window[1], f),
+                **seam_scores(done[way].folder / "samples", chosen.window[1], f),
                 "seconds": done[way].outcome["seconds_per_image"],
                 "steps": done[way].outcome["steps"],
             }
             for way, prior in ways.items()
         }
-        return {"images": len(codes), "rows": rows, "real": fitting(context.folder / "real", chosen.window[1], f)}
+        return {"images": len(codes), "rows": rows, "real": seam_scores(context.folder / "real", chosen.window[1], f)}
 
     after = (
         "tokenizer",
-        f"codes-{named(grid)}",
+        f"codes-{grid_text(grid)}",
         *dict.fromkeys(f"prior-{prior}" for prior in ways.values()),
-        *(f"samples-{way}-{named(grid)}" for way in ways),
+        *(f"samples-{way}-{grid_text(grid)}" for way in ways),
     )
     step_settings = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
-    return Step(name=f"compare-{named(grid)}", settings=step_settings, work=work, after=after)
+    return Step(name=f"compare-{grid_text(grid)}", settings=step_settings, work=work, after=after)
 
 
 def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
@@ -367,9 +372,9 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
 
     def work(context: StepContext) -> dict[str, Any]:
         training, _ = split_crops(open_source(context.before[SCENES].folder / "images"), square, channels=3, seed=0)
-        with counting(context.console, title="reading", unit="scenes") as progress:
+        with progress_bar(context.console, title="reading", unit="scenes") as progress:
             known = known_of(training, context.before[SCENES].folder, progress=progress)
-        with counting(context.console, title="training the scene network", unit="steps") as progress:
+        with progress_bar(context.console, title="training the scene network", unit="steps") as progress:
             scene_network = train_scene_network(
                 known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.scene_network_steps, progress=progress
             )
@@ -381,10 +386,10 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
             ).conditioned
 
         return {
-            named(grid): {
-                "real": share(context.before[f"compare-{named(grid)}"].folder / "real"),
+            grid_text(grid): {
+                "real": share(context.before[f"compare-{grid_text(grid)}"].folder / "real"),
                 **{
-                    way: share(context.before[f"samples-{way}-{named(grid)}"].folder / "samples")
+                    way: share(context.before[f"samples-{way}-{grid_text(grid)}"].folder / "samples")
                     for way in _ways(grid, chosen)
                 },
             }
@@ -393,7 +398,7 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
 
     after = [SCENES]
     for grid in tall:
-        after += [f"compare-{named(grid)}", *(f"samples-{way}-{named(grid)}" for way in _ways(grid, chosen))]
+        after += [f"compare-{grid_text(grid)}", *(f"samples-{way}-{grid_text(grid)}" for way in _ways(grid, chosen))]
     step_settings = {"steps": chosen.scene_network_steps, "size": list(square.size), "held_out": chosen.held_out}
     return Step(name="structure", settings=step_settings, work=work, after=tuple(after))
 

@@ -7,16 +7,16 @@ h w grid of codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from smalti.conditions.base import Grid, grid_text
 from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import learning, pixels, whole_experiment
 from smalti.reports.charts import Line, LinePlot, Scale
 from smalti.reports.number_format import signed
 from smalti.reports.report import Card, Comparison, EmbeddedImage, Table
 
-Grid: TypeAlias = tuple[int, int]
 Row: TypeAlias = Mapping[str, Any]
 
 TILES, WINDOW, COORDINATES, NEIGHBORHOOD, WHOLE = "tiles", "window", "window-coordinates", "neighborhood", "whole"
@@ -38,11 +38,6 @@ MEASURES = {
     "steps": "Steps one after the other",
 }
 """What is measured of each way at each size; the last two on a scale of powers."""
-
-
-def named(grid: Sequence[int]) -> str:
-    """(16, 64) -> "16x64"."""
-    return f"{grid[0]}x{grid[1]}"
 
 
 class _Size(NamedTuple):
@@ -80,8 +75,8 @@ def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepR
 
 def _rows(done: Mapping[str, StepResult], grid: Grid) -> dict[str, Row]:
     """All that is known of images of one size: of real ones, and of each way."""
-    compared = done[f"compare-{named(grid)}"].outcome
-    seen = done["structure"].outcome.get(named(grid), {})
+    compared = done[f"compare-{grid_text(grid)}"].outcome
+    seen = done["structure"].outcome.get(grid_text(grid), {})
     rows = {REAL: compared["real"], **compared["rows"]}
     return {way: {**dict.fromkeys(MEASURES), **row, "structure": seen.get(way)} for way, row in rows.items()}
 
@@ -95,7 +90,7 @@ def growing(rows: Mapping[str, Row]) -> list[str]:
 def _cards(rows: Mapping[str, Row], grid: Grid, done: Mapping[str, StepResult]) -> list[Card]:
     best, fewest = growing(rows)[0], min(growing(rows), key=lambda way: int(rows[way]["steps"]))
     return [
-        Card(f"Likeliest at {named(grid)}: {CALLED[best]}", f"{rows[best]['nats']:.3f}", unit="nats per code"),
+        Card(f"Likeliest at {grid_text(grid)}: {CALLED[best]}", f"{rows[best]['nats']:.3f}", unit="nats per code"),
         Card(f"Fewest steps: {CALLED[fewest]}", f"{rows[fewest]['steps']:,}", unit=f"for {math.prod(grid):,} codes"),
         whole_experiment(done),
     ]
@@ -103,9 +98,9 @@ def _cards(rows: Mapping[str, Row], grid: Grid, done: Mapping[str, StepResult]) 
 
 def _images(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[str, StepResult]) -> Comparison:
     folders = {
-        way: done[f"compare-{named(grid)}"].folder / "real"
+        way: done[f"compare-{grid_text(grid)}"].folder / "real"
         if way == REAL
-        else done[f"samples-{way}-{named(grid)}"].folder / "samples"
+        else done[f"samples-{way}-{grid_text(grid)}"].folder / "samples"
         for way in rows
     }
     files = {way: sorted(folder.glob("*.png")) for way, folder in folders.items()}
@@ -115,7 +110,7 @@ def _images(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[st
             (
                 CALLED.get(way, "real, through the codes"),
                 [
-                    EmbeddedImage(pixels(file), f"{named(grid)}, {CALLED.get(way, way)}, {int(file.stem)}")
+                    EmbeddedImage(pixels(file), f"{grid_text(grid)}, {CALLED.get(way, way)}, {int(file.stem)}")
                     for file in found[:shown]
                 ],
             )
@@ -153,7 +148,7 @@ def _table(found: Mapping[Grid, Mapping[str, Row]]) -> Table:
             others = [cell(row[name]) for name in ("structure", "seams", "roughness", "seconds", "steps")]
             over = "\u2013" if way in (REAL, WINDOW) else signed(row["over_window"], row["error"])
             count = "\u2013" if way == REAL else f"{row['parameters']:,}"
-            body.append([named(grid), CALLED.get(way, REAL), count, cell(row["nats"]), over, *others])
+            body.append([grid_text(grid), CALLED.get(way, REAL), count, cell(row["nats"]), over, *others])
     head = ["codes", "method", "parameters", "nats per code", "over the window's"]
     return Table([*head, "sky and ground", "seams", "roughness", "seconds", "steps"], body)
 

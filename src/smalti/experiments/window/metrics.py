@@ -36,7 +36,7 @@ def nats_of(prior: Prior, way: str, codes: Tensor, coordinates: Tensor, *, windo
     for some, where in zip(
         torch.split(codes.to(device), BATCH), torch.split(coordinates.to(device), BATCH), strict=True
     ):
-        parts = cut(some, window).flatten(0, 1) if way == TILES else some
+        parts = split_into_tiles(some, window).flatten(0, 1) if way == TILES else some
         prefix = under(where) if way == COORDINATES else constant_prefix(prior.null_prefix(len(parts)))
         found.append(window_nll(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
     return torch.cat(found)
@@ -60,7 +60,7 @@ def sequential(prior: Prior, grid: tuple[int, int]) -> int:
     return len(decoding_strategy(prior, request).schedule)
 
 
-def fitting(folder: Path, window: int, f: int) -> dict[str, float | None]:
+def seam_scores(folder: Path, window: int, f: int) -> dict[str, float | None]:
     """A folder of images -> how well their codes of f pixels fit, and tiles that are `window` of them wide."""
     images = torch.stack(list(images_in(folder)))
     return {"seams": seams(images, f, window=window), "roughness": roughness(images, f)}
@@ -105,7 +105,7 @@ def seams(images: Tensor, f: int, *, window: int) -> float | None:
     return float(at_codes[at_tiles].mean() / at_codes[~at_tiles].mean().clamp(min=1e-9))
 
 
-def cut(codes: Tensor, window: tuple[int, int]) -> Tensor:
+def split_into_tiles(codes: Tensor, window: tuple[int, int]) -> Tensor:
     """Codes (B,h,w) of whole tiles of a window (h',w') -> the tiles (B,n,h',w'), row by row."""
     B, h, w = codes.shape
     rows, columns = h // window[0], w // window[1]
@@ -113,8 +113,8 @@ def cut(codes: Tensor, window: tuple[int, int]) -> Tensor:
     return tiles.reshape(B, rows * columns, *window)
 
 
-def joined(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tiles (B,n,h',w') -> codes (B,h,w) of a `grid`: the inverse of `cut`."""
+def join_tiles(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tiles (B,n,h',w') -> codes (B,h,w) of a `grid`: the inverse of `split_into_tiles`."""
     B, _, *window = tiles.shape
     rows, columns = grid[0] // window[0], grid[1] // window[1]
     return tiles.view(B, rows, columns, *window).transpose(2, 3).reshape(B, *grid)

@@ -20,7 +20,7 @@ from smalti.core.settings import Natural, Positive, ProperFraction, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
-from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, counted, kmeans, restarted
+from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, code_counts, kmeans, restarted
 
 SMOOTHING = 1e-5
 """Added to each count before codes are divided by it, as a fraction of the mean count (Laplace smoothing)."""
@@ -131,7 +131,7 @@ class EMA(Quantizer):
         a_mean = self.size / len(codes)  # 1 in units of the mean count
         sums = self.codebook * smoothed(self.use).unsqueeze(1)  # m of A.1
         added = torch.zeros_like(sums).index_add_(0, codes, flat.to(sums.dtype))
-        self.use.lerp_(counted(codes, self.size).to(self.use.dtype) * a_mean, fresh)
+        self.use.lerp_(code_counts(codes, self.size).to(self.use.dtype) * a_mean, fresh)
         self.codebook.copy_(sums.lerp_(added * a_mean, fresh) / smoothed(self.use).unsqueeze(1))
         broadcast(self.codebook)  # a GPU adds in any order: the last bits differ between processes
         everywhere = torch.arange(self.size, device=codes.device)

@@ -4,7 +4,7 @@ Notation: B batch, D dimension of a code, h w code grid, K size of the codebook,
 Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized
 codes of low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
 
-What keeps a codebook alive (`kmeans`, `counted`, `forgotten`, `restarted`) is here
+What keeps a codebook alive (`kmeans`, `code_counts`, `forgotten`, `restarted`) is here
 for the other quantizers with such a one too.
 """
 
@@ -81,7 +81,7 @@ def kmeans(vectors: Tensor, size: int, *, rounds: int, normalized: bool, generat
     centers = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
     for _ in range(rounds):
         assigned = nearest(vectors, centers)
-        counts = counted(assigned, size)
+        counts = code_counts(assigned, size)
         sums = torch.zeros_like(centers).index_add_(0, assigned, vectors)
         means = sums / counts.clamp(min=1).unsqueeze(1)
         fresh = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
@@ -92,7 +92,7 @@ def kmeans(vectors: Tensor, size: int, *, rounds: int, normalized: bool, generat
     return centers
 
 
-def counted(codes: Tensor, size: int) -> Tensor:
+def code_counts(codes: Tensor, size: int) -> Tensor:
     """Codes (..) -> how often each of `size` codes is among them, (size,) float32, exact below 2^24."""
     codes = codes.flatten()
     # Unlike bincount this asks the device nothing, and so does not wait for it.
@@ -205,7 +205,7 @@ class VQ(Quantizer):
         and only they restart."""
         size, settings, vectors = self.settings.codebook_size, self.settings, codes.numel()
         known = self.table.select_used(torch.arange(size, device=codes.device), dim=0)
-        counts = counted(self.table.inside(codes), size).to(self.use.dtype)
+        counts = code_counts(self.table.inside(codes), size).to(self.use.dtype)
         share = forgotten(settings.usage_decay, vectors=vectors, size=len(known))
         self.use.lerp_(counts * (len(known) / vectors), share)
         below = settings.dead_code_threshold

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from smalti.core.arguments import check_finite
+from smalti.core.progress_callback import Progress, no_progress
 from smalti.tokenizer.batches import Images
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.tiled.tiled_layers import decode_tiled, encode_tiled
-from smalti.tokenizer.tiled.tiled_progress import Progress, image_progress, no_progress
+from smalti.tokenizer.tiled.tiled_progress import image_progress
 from smalti.tokenizer.vqgan import VQGAN
 
 MAX_UNTILED_PIXELS = 2**20

@@ -28,7 +28,7 @@ PIECE = 2**18
 """Numbers of which moments are taken at a time: 2 MiB in float64, which a processor's cache holds."""
 
 
-class Moments(NamedTuple):
+class ChannelMoments(NamedTuple):
     """Mean and spread of each channel over the rows seen so far, in float64."""
 
     positions: int
@@ -50,17 +50,17 @@ class Moments(NamedTuple):
         return scale[..., None, None], shift[..., None, None]
 
 
-def moments_of(strip: Tensor) -> Moments:
+def moments_of(strip: Tensor) -> ChannelMoments:
     """(B,C,r,W) -> the moments of its channels."""
     parts = []
     for piece in torch.split(strip, max(1, PIECE // strip[:, :, :1].numel()), 2):
         wide = piece.double()
         mean = wide.mean((2, 3), keepdim=True)
-        parts.append(Moments(wide[0, 0].numel(), mean[..., 0, 0], (wide - mean).square_().sum((2, 3))))
-    return joined(parts)
+        parts.append(ChannelMoments(wide[0, 0].numel(), mean[..., 0, 0], (wide - mean).square_().sum((2, 3))))
+    return joined_moments(parts)
 
 
-def joined(parts: Iterable[Moments]) -> Moments:
+def joined_moments(parts: Iterable[ChannelMoments]) -> ChannelMoments:
     """The moments of some rows, and of others -> those of all (Chan, Golub, LeVeque 1979, equation 2.1)."""
     rest = iter(parts)
     positions, mean, squares = next(rest)
@@ -69,11 +69,11 @@ def joined(parts: Iterable[Moments]) -> Moments:
         mean = mean + distance * (other.positions / total)
         squares = squares + other.squares + distance.square() * (positions * other.positions / total)
         positions = total
-    return Moments(positions, mean, squares)
+    return ChannelMoments(positions, mean, squares)
 
 
 @dataclass(frozen=True)
-class MapStorage:
+class MapStorageSettings:
     """Where maps are kept."""
 
     memory_limit: int
@@ -82,7 +82,7 @@ class MapStorage:
     """For the files; they have no names and vanish with the process."""
 
 
-class Storage(ABC):
+class MapStorage(ABC):
     """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so
     that a strip is one piece."""
 
@@ -96,7 +96,7 @@ class Storage(ABC):
 
 
 @final
-class InMemory(Storage):
+class InMemory(MapStorage):
     """In memory, on the device of the strips."""
 
     def __init__(self, strip: Tensor, height: int) -> None:
@@ -111,7 +111,7 @@ class InMemory(Storage):
 
 
 @final
-class OnDisk(Storage):
+class OnDisk(MapStorage):
     """In a file without a name. Raises `SmaltiError` if the folder has no room for it.
 
     It is read and written, not mapped: the pages of a mapped file would count as memory of the process.
@@ -165,25 +165,25 @@ def _bytes(values: Tensor) -> memoryview:
 
 
 @final
-class Map:
+class FeatureMap:
     """A map (B,C,H,W) that was written from top to bottom; its moments were gathered on the way."""
 
-    def __init__(self, storage: Storage, strips: Iterable[Tensor], height: int) -> None:
+    def __init__(self, storage: MapStorage, strips: Iterable[Tensor], height: int) -> None:
         self.height = height
         self._storage = storage
-        self.moments = joined(self._written(strips))
+        self.moments = joined_moments(self._written(strips))
 
     @property
     def read(self) -> Rows:
         """Rows of the map, not the caller's own."""
         return self._storage.read
 
-    def overwritten(self, strips: Iterable[Tensor]) -> Map:
+    def overwritten(self, strips: Iterable[Tensor]) -> FeatureMap:
         """A map of the same shape in place of this one, which is gone.
         Each strip is computed before its rows are written."""
-        return Map(self._storage, strips, self.height)
+        return FeatureMap(self._storage, strips, self.height)
 
-    def _written(self, strips: Iterable[Tensor]) -> Iterator[Moments]:
+    def _written(self, strips: Iterable[Tensor]) -> Iterator[ChannelMoments]:
         first = 0
         for strip in strips:
             self._storage.write(first, strip)
@@ -192,7 +192,7 @@ class Map:
         assert first == self.height
 
 
-def gathered(strips: Iterable[Tensor], height: int, settings: MapStorage) -> Map:
+def gathered(strips: Iterable[Tensor], height: int, settings: MapStorageSettings) -> FeatureMap:
     """Strips (B,C,r,W) from top to bottom, `height` rows together -> the map they make up."""
     rest = iter(strips)
     strip = next(rest)
@@ -200,4 +200,4 @@ def gathered(strips: Iterable[Tensor], height: int, settings: MapStorage) -> Map
     storage = (
         InMemory(strip, height) if size <= settings.memory_limit else OnDisk(strip, height, folder=settings.folder)
     )
-    return Map(storage, chain([strip], rest), height)
+    return FeatureMap(storage, chain([strip], rest), height)

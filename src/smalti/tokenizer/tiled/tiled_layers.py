@@ -37,16 +37,15 @@ from torch.nn import functional as F
 
 from smalti.core.arguments import check_finite
 from smalti.core.errors import SmaltiError
-from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, plus, swish
+from smalti.core.progress_callback import Progress, no_progress
+from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, ResolutionLevel, Upsample, plus, swish
 from smalti.tokenizer.decoder import SmoothOutput
 from smalti.tokenizer.quantizers import Quantized
-from smalti.tokenizer.tiled.feature_maps import Map, MapStorage, Rows, gathered
+from smalti.tokenizer.tiled.feature_maps import FeatureMap, MapStorageSettings, Rows, gathered
 from smalti.tokenizer.tiled.tiled_progress import (
     MultiplicationCounter,
-    Progress,
     decoder_multiplications,
     encoder_multiplications,
-    no_progress,
 )
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -167,7 +166,7 @@ def _check_strip(model: VQGAN, images: Tensor, rows: int) -> None:
         raise SmaltiError(f"an image {width} pixels wide cannot be cut into tiles of {model.factor}; crop or pad it")
 
 
-def normed(norm: nn.GroupNorm, x: Map) -> Rows:
+def normed(norm: nn.GroupNorm, x: FeatureMap) -> Rows:
     """Rows of `norm` of the whole map, the caller's own."""
     scale, shift = x.moments.affine(norm)  # (B,C,1,1)
 
@@ -179,7 +178,7 @@ def normed(norm: nn.GroupNorm, x: Map) -> Rows:
     return read
 
 
-def activated(norm: nn.GroupNorm, x: Map) -> Rows:
+def activated(norm: nn.GroupNorm, x: FeatureMap) -> Rows:
     """Rows of swish(norm(x)), the caller's own."""
     read = normed(norm, x)
     return lambda first, last: swish(read(first, last))
@@ -215,7 +214,7 @@ class _Walk:
     """Layers of a network over maps in strips of at most `rows` rows, what is between them in `storage`,
     counted as `counter`."""
 
-    def __init__(self, rows: int, storage: MapStorage, counter: MultiplicationCounter) -> None:
+    def __init__(self, rows: int, storage: MapStorageSettings, counter: MultiplicationCounter) -> None:
         self._rows = rows
         self._storage = storage
         self._counter = counter
@@ -229,7 +228,7 @@ class _Walk:
         # A row of the highest map is a row of squares of stem x stem pixels.
         within = max(1, rows // model.settings.autoencoder.patch_size)
         folder = Path(tempfile.gettempdir()) if folder is None else folder
-        return cls(within, MapStorage(memory_limit=memory_limit, folder=folder), counter)
+        return cls(within, MapStorageSettings(memory_limit=memory_limit, folder=folder), counter)
 
     def finer(self, times: int) -> _Walk:
         """The same over maps of this many times the rows."""
@@ -254,12 +253,12 @@ class _Walk:
             yield strip[:, :, dropped : dropped + last - first]
             self._counter.add(layer, (last - first) * strip.shape[3], keys=0)
 
-    def through(self, layer: nn.Module, read: Rows, height: int) -> Map:
+    def through(self, layer: nn.Module, read: Rows, height: int) -> FeatureMap:
         """The map that one layer makes of another map's rows."""
         takes, gives, *_ = _reach(layer)
         return gathered(self.strips(layer, read, height), height * gives // takes, self._storage)
 
-    def along(self, layers: nn.Module, x: Map) -> Map:
+    def along(self, layers: nn.Module, x: FeatureMap) -> FeatureMap:
         """What some layers make of a map, which may be overwritten."""
         if isinstance(layers, nn.Identity):
             return x
@@ -267,7 +266,7 @@ class _Walk:
             return self._residual(layers, x)
         if isinstance(layers, AttentionBlock):
             return self._attention(layers, x)
-        if isinstance(layers, Stage):
+        if isinstance(layers, ResolutionLevel):
             for block, attention in zip(layers.blocks, layers.attentions, strict=True):
                 x = self.along(attention, self.along(block, x))
             return x
@@ -277,7 +276,7 @@ class _Walk:
             return x
         return self.through(layers, x.read, x.height)
 
-    def _residual(self, block: ResidualBlock, x: Map) -> Map:
+    def _residual(self, block: ResidualBlock, x: FeatureMap) -> FeatureMap:
         h = self.through(block.convolution1, activated(block.norm1, x), x.height)  # (B,C',H,W)
         inside = activated(block.norm2, h)
 
@@ -293,7 +292,7 @@ class _Walk:
             return x.overwritten(sums())
         return gathered(sums(), x.height, self._storage)
 
-    def _attention(self, block: AttentionBlock, x: Map) -> Map:
+    def _attention(self, block: AttentionBlock, x: FeatureMap) -> FeatureMap:
         read, bounds = normed(block.norm, x), list(self.bounds(x.height, _Reach()))
         key, value = (
             torch.cat([_sequence(projection(read(first, last))) for first, last in bounds], 2)  # (B,1,T,C)

@@ -7,21 +7,14 @@ of attention its scores and sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import final
 
 from torch import nn
 
+from smalti.core.progress_callback import Progress
 from smalti.tokenizer.blocks import AttentionBlock
 from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import Encoder
-
-Progress: TypeAlias = Callable[[int, int], object]
-"""Called with (rows done, rows in all): the fraction of the work that is done, in rows of the image."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """No progress report."""
 
 
 def image_progress(progress: Progress, number: int, count: int) -> Progress:
