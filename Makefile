@@ -3,9 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WEB := $(VENV)/web
 READY := $(VENV)/.ready
-CODE := src tests benchmarks docs/make_api.py docs/site.py docs/quickstart.ipynb
+CODE := src tests benchmarks docs/make_api.py docs/make_page_examples.py docs/site.py docs/quickstart.ipynb
 # Several processes of one thread each; a file's tests stay together, for they share what they have trained.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -26,11 +25,9 @@ check-golden: $(READY)
 check-slow: $(READY)
 	$(BIN)/python -m pytest -m slow  # one after the other: kills and packages that take all cores
 
-# The studio in a browser without a window: Chromium of this machine, or the one SMALTI_CHROMIUM names. Pictures: runs/studio.
-check-web: $(WEB)/.ready
-	mkdir -p runs/studio
-	OMP_NUM_THREADS=1 SMALTI_SCREENSHOTS=runs/studio $(WEB)/bin/python -m pytest -m web \
-		-W default  # those of gradio and what it stands on are not ours
+# The page in a browser without a window: Chromium of this machine, or the one that SMALTI_CHROMIUM names.
+check-web: $(VENV)/.check-web
+	$(PYTEST) -m web
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)
@@ -59,10 +56,6 @@ $(VENV)/.notebook: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebook]"
 	touch $(VENV)/.notebook
 
-# An environment of its own: gradio wants an older Pillow than the one that all else is tested with.
-$(WEB)/.ready: $(READY)
-	$(PYTHON) -m venv $(WEB)
-	sed 's/^pillow==.*/pillow==12.3.0/' constraints.txt > $(WEB)/constraints.txt
-	$(WEB)/bin/python -m pip install --quiet --constraint $(WEB)/constraints.txt torch
-	$(WEB)/bin/python -m pip install --quiet --constraint $(WEB)/constraints.txt --editable ".[dev,web,check-web]"
-	touch $(WEB)/.ready
+$(VENV)/.check-web: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[check-web]"
+	touch $(VENV)/.check-web

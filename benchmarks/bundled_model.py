@@ -116,10 +116,10 @@ def of_texts(network: SceneNetwork, images: Tensor, texts: Sequence[str]) -> dic
         wanted = [named(text, words) for text in texts]
         scores[key] = mean([seen[part] == word for seen, word in zip(classes, wanted, strict=True) if word])
     for name, seen in fractions(prediction).items():
-        asked = [re.search(rf"\b({SUBJECTS[name]})\b", text.lower()) is not None for text in texts]
+        requested = [re.search(rf"\b({SUBJECTS[name]})\b", text.lower()) is not None for text in texts]
         shown = (seen >= VISIBLE[name]).tolist()
-        scores[f"{name}_asked"] = mean([show for show, ask in zip(shown, asked, strict=True) if ask])
-        scores[f"{name}_not_asked"] = mean([not show for show, ask in zip(shown, asked, strict=True) if not ask])
+        scores[f"{name}_asked"] = mean([show for show, ask in zip(shown, requested, strict=True) if ask])
+        scores[f"{name}_not_asked"] = mean([not show for show, ask in zip(shown, requested, strict=True) if not ask])
     return scores
 
 
@@ -152,11 +152,11 @@ def main() -> None:
     test = painted(TEST_SEED, chosen.images, size, with_captions=True)
     images, classes, labels, _ = test.known
 
-    def judged(shown: Tensor) -> dict[str, float]:
+    def classified(shown: Tensor) -> dict[str, float]:
         return {**of_labels(network, shown, classes), "iou": mean_iou(predict(network, shown).labels.argmax(1), labels)}
 
-    report("network, real", {**judged(images), **of_texts(network, images, test.captions)})
-    report("network, reconstructions", judged(pipeline.reconstruct(images)))
+    report("network, real", {**classified(images), **of_texts(network, images, test.captions)})
+    report("network, reconstructions", classified(pipeline.reconstruct(images)))
     parts: dict[str, tuple[Callable[[int], dict[str, Any]], Callable[[Tensor], dict[str, float]]]] = {
         "label": (
             lambda i: {"label": CLASSES[int(classes[i])]},

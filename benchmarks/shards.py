@@ -1,5 +1,5 @@
-"""Training a prior on code shards, beside the same training with the tokenizer in the loop.
-Prints one JSON line a pair of recipes.
+"""Training a prior on code shards, beside the same training with the tokenizer in the loop. Prints one JSON line a pair
+of recipes.
 
     python benchmarks/shards.py [--of demo,small] [--pairs 2] [--steps 2] [--threads 1]
 

@@ -145,8 +145,8 @@ def stage1() -> Workload:
 def step_floor(model: VQGAN, discriminator: nn.Module, distance: ReconstructionLoss, images: Tensor) -> float:
     """Operations that no step can do without, a backward pass through a network counted as one forward pass for the
     gradient of its input and one for that of its weights: the tokenizer 3; the frozen perceptual network 3 (target,
-    reconstructions, and back to them); the discriminator 7 (two batches, back to the reconstructions,
-    and twice 2 for its own loss)."""
+    reconstructions, and back to them); the discriminator 7 (two batches, back to the reconstructions, and twice 2 for
+    its own loss)."""
     with torch.no_grad():
         passes = {
             3: [lambda: model(images), lambda: distance.perceptual.target(images)],

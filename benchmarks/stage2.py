@@ -7,8 +7,8 @@ items
   stage2-bf16   the same by run.precision=bf16-mixed, beside theirs in float32, all that the original has;
   with the floor of float32
 
-Without --peer our own reference path stands in: attention written out with a mask,
-and AdamW one parameter after the other.
+Without --peer our own reference path stands in: attention written out with a mask, and AdamW one parameter after the
+other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`make api`: the docstrings of the package -> docs/api/*.md, one page a room. Nothing is imported: the source is read.
+"""`make api`: the docstrings of the package -> docs/api/*.md, one page per package. Nothing is imported.
 
 Without a leading underscore a name is public. Methods without a docstring are left out:
 they do what their abstract class says.
@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src" / "smalti"
 PAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("pipeline", "model_loading", "core/errors"),
-    "images": ("io", "masks", "seams", "hole_filling", "label_maps"),
+    "images": ("io", "resizing", "masks", "seams", "hole_filling", "label_maps"),
     "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "tiled"),
     "prior": (
         "base",
@@ -79,7 +79,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "training": ("config", "runs", "run_folder", "initialization", "pace", "loop"),
     "fit": ("fit_run", "fit_request", "inspection", "found_conditions"),
 }
-"""Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room,
+"""Page, a package of `SOURCE` or the modules outside of packages -> the modules that it documents,
 in this order."""
 
 
@@ -88,10 +88,12 @@ def pages() -> Iterator[tuple[str, str]]:
     lines = ["# The Python interface", "", "From the docstrings, by `make api`.", ""]
     yield "README.md", "\n".join([*lines, *(f"- [{name}]({name}.md)" for name in PAGES)]) + "\n"
     for name, modules in PAGES.items():
-        room = SOURCE / name if (SOURCE / name).is_dir() else SOURCE
-        files = [room / "__init__.py"] if room != SOURCE else []
+        package = SOURCE / name if (SOURCE / name).is_dir() else SOURCE
+        files = [package / "__init__.py"] if package != SOURCE else []
         for module in modules:
-            files += sorted((room / module).glob("*.py")) if (room / module).is_dir() else [room / f"{module}.py"]
+            files += (
+                sorted((package / module).glob("*.py")) if (package / module).is_dir() else [package / f"{module}.py"]
+            )
         yield f"{name}.md", "\n\n".join([f"# {name}", *(text for file in files for text in _module(file))]) + "\n"
 
 

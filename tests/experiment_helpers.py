@@ -26,7 +26,7 @@ QUIET = Console(quiet=True)
 
 @contextmanager
 def no_weights(empty: Path) -> Iterator[None]:
-    """Published weights cannot be had while the block runs."""
+    """Published weights are unavailable while the block runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALTI_OFFLINE", "1")
         patch.setenv("SMALTI_CACHE", str(empty))

@@ -34,8 +34,8 @@ FOLDER = NAMED if COMPLETE else _HERE / "golden"
 
 
 def fixtures(prefix: str) -> list[Any]:
-    """All folders whose names begin with `prefix`, for `pytest.mark.parametrize`; one
-    that skips where there is none."""
+    """All folders whose names begin with `prefix`, for `pytest.mark.parametrize`; one that skips where there is
+    none."""
     found = sorted(path for path in FOLDER.glob(f"{prefix}*") if path.is_dir())
     if not found:
         return [pytest.param(None, id=prefix, marks=pytest.mark.skip(f"no golden numbers {prefix}* on this machine"))]
@@ -70,8 +70,8 @@ class Golden:
         return key in self.tensors
 
     def weights(self, prefix: str = "", *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The stored weights whose names begin with `prefix`, without it;
-        floats as `dtype` (they are stored exactly in half)."""
+        """The stored weights whose names begin with `prefix`, without it; floats as `dtype` (they are stored exactly in
+        half)."""
         stored = {
             key: value
             for key, value in self.tensors.items()
@@ -86,8 +86,8 @@ class Golden:
     def check(self, key: str, actual: Tensor) -> None:
         """`actual` must be the tensor `key`: integers equal, floats within 20 times the original's own rounding noise.
 
-        Gradients in single precision also within a ten-thousandth of the largest;
-        in double precision nothing is let through."""
+        Gradients in single precision also within a ten-thousandth of the largest; in double precision nothing is let
+        through."""
         expected = self.tensors[key]
         assert actual.shape == expected.shape, f"{key}: {tuple(actual.shape)}, not {tuple(expected.shape)}"
         if not expected.is_floating_point():
@@ -112,8 +112,8 @@ class Golden:
 
 
 def random_vgg(seed: int) -> dict[str, Tensor]:
-    """The VGG16 trunk that the golden numbers used, by the rule in `06_lpips/vgg_rule.json`:
-    torchvision's key -> tensor."""
+    """The VGG16 trunk that the golden numbers used, by the rule in `06_lpips/vgg_rule.json`: torchvision's key ->
+    tensor."""
     shapes = [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256), (512, 256)]
     shapes += [(512, 512)] * 5
     places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)

@@ -28,7 +28,7 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[object]:
         return single(stage, batch).double()
 
     monkeypatch.setattr(TokenizerStage, "_on_device", images)
-    monkeypatch.setitem(launcher._PRECISIONS, "32-true", lambda accelerator: dict(PRECISION))
+    monkeypatch.setattr(launcher, "_precision_arguments", lambda run: dict(PRECISION))
     return Fabric(accelerator="cpu", devices=1, **PRECISION).init_tensor()  # type: ignore[arg-type]
 
 

@@ -146,8 +146,8 @@ def balanced(
 
 
 def turned(feature: Tensor, code: Tensor, gradient: Tensor) -> Tensor:
-    """The rotation trick for one vector (D,): lambda R^T gradient, with R put together in the plane
-    of feature and code."""
+    """The rotation trick for one vector (D,): lambda R^T gradient, with R put together in the plane of feature and
+    code."""
     e, q = feature / feature.norm(), code / code.norm()
     cosine = e @ q
     aside = (q - cosine * e) / (q - cosine * e).norm()  # with e an orthonormal base of the plane
@@ -162,8 +162,8 @@ def turned(feature: Tensor, code: Tensor, gradient: Tensor) -> Tensor:
 def moving_average(
     codebook: Tensor, steps: Sequence[tuple[Tensor, Tensor]], *, memory: float, smoothing: float
 ) -> Tensor:
-    """Appendix A.1 of VQ-VAE: steps of vectors (N, D) and their codes (N,) -> the codebook (K, D),
-    from running sums and counts.
+    """Appendix A.1 of VQ-VAE: steps of vectors (N, D) and their codes (N,) -> the codebook (K, D), from running sums
+    and counts.
 
     The first counts are those of a step in which each code is taken equally often; `smoothing` is a fraction of them.
     """
@@ -186,8 +186,8 @@ def code_probabilities(features: Tensor, corners: Tensor, *, temperature: float)
 
 
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B,C,H,W), weight (K,C,3,3) -> (B,K,H,W): stride 1, one pixel of zeros around, one product
-    of shifted images each."""
+    """x (B,C,H,W), weight (K,C,3,3) -> (B,K,H,W): stride 1, one pixel of zeros around, one product of shifted images
+    each."""
     B, C, H, W = x.shape
     padded = x.new_zeros(B, C, H + 2, W + 2)
     padded[:, :, 1:-1, 1:-1] = x
@@ -218,8 +218,8 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) 
 def first_reached(
     points: Sequence[dict[str, float]], score: str, *, target: float, lower_is_better: bool
 ) -> float | None:
-    """Points of a curve -> the second at which it first is as good as the target: looked for in steps
-    of a thousandth."""
+    """Points of a curve -> the second at which it first is as good as the target: looked for in steps of a
+    thousandth."""
 
     def good(value: float) -> bool:
         return value <= target + 1e-9 if lower_is_better else value >= target - 1e-9
@@ -291,8 +291,8 @@ def speculative(
     seeds: Sequence[int],
     count: int,
 ) -> tuple[Tensor, int]:
-    """Prefixes (B, P), as many seeds -> codes (B, h, w) in raster order, `count` guessed at once,
-    and how many calls it took.
+    """Prefixes (B, P), as many seeds -> codes (B, h, w) in raster order, `count` guessed at once, and how many calls it
+    took.
 
     A call answers for the place after each code it is told. Answers count up to the first guess that is wrong in any
     image, and those after it are guesses of the next call; the other guesses repeat the code before.
@@ -346,8 +346,8 @@ def neighbor_codes(latents: Tensor, count: int) -> list[list[int]]:
 
 
 def replace_codes(codes: Tensor, neighbors: list[list[int]], random_numbers: Tensor, *, probability: float) -> Tensor:
-    """Codes (B,h,w) and two random numbers for each (B,h,w,2): whether it is replaced, and by which
-    of its neighbors."""
+    """Codes (B,h,w) and two random numbers for each (B,h,w,2): whether it is replaced, and by which of its
+    neighbors."""
     replaced = codes.clone()
     for place in torch.cartesian_prod(*(torch.arange(side) for side in codes.shape)).tolist():
         whether, which = random_numbers[tuple(place)].tolist()

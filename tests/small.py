@@ -81,8 +81,8 @@ def write_recipe(path: Path) -> Path:
 
 
 def small_prior(folder: Path, out: str, *overrides: str) -> Path:
-    """`images`, `tokenizer` and `small.yaml` in a folder -> a run of a prior in `out` there,
-    on the codes in `codes`."""
+    """`images`, `tokenizer` and `small.yaml` in a folder -> a run of a prior in `out` there, on the codes in
+    `codes`."""
     settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "small.yaml"), overrides=overrides)
     shards = codes_of(
         folder / "images",

@@ -20,8 +20,8 @@ def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = Tru
     """A model, run or pipeline folder of ours, a Hub id, or a checkpoint of a foreign format
     -> all models in it, on the CPU.
 
-    `grid` as in `Pipeline.from_pretrained`; without `prior` the tokenizer of a foreign one alone.
-    Raises `SmaltiError` as there.
+    `grid` as in `Pipeline.from_pretrained`; without `prior` the tokenizer of a foreign one alone. Raises `SmaltiError`
+    as there.
     """
     path = here(name)
     if is_pipeline(path):
@@ -36,8 +36,8 @@ def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = Tru
 
 
 def read_tokenizer(name: str | Path) -> tuple[VQGAN, Mapping[str, Any]]:
-    """As `read_models`, the tokenizer and what its folder says about it.
-    Raises `SmaltiError` also where there is a prior alone."""
+    """As `read_models`, the tokenizer and what its folder says about it. Raises `SmaltiError` also where there is a
+    prior alone."""
     models = read_models(name, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{name} holds a prior alone; a tokenizer is needed here")

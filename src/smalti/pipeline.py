@@ -271,7 +271,7 @@ class Pipeline:
         order: Tensor | None = None,
         **sampling: float | str,
     ) -> GenerationRequest:
-        """Codes (B,h,w) with -1 where a code is to be generated, and the options of `sample` by name -> the request.
+        """Codes (B,h,w) with -1 for codes to generate, and the options of `sample` by name -> the request.
 
         The images have the seeds seed, seed + 1, ... and the same `conditions`, values by key. `sampling` are the
         fields of `Sampler`. Raises `SmaltiError` as `sample`.
@@ -325,8 +325,7 @@ class Pipeline:
                 yield PartialImages(state, images)
 
     def known_codes(self, images: Images, known: Tensor, *, fill: bool = False) -> Tensor:
-        """Images and a mask (H,W) bool, True for pixels to keep -> codes (B,h,w), -1 where a code is to be
-        generated.
+        """Images and a mask (H,W) bool, True for pixels to keep -> codes (B,h,w), -1 for codes to generate.
 
         A code is kept if its whole tile is. The whole image is encoded, as in the paper's code: kept codes depend a
         little on what is erased. With `fill` the hole is filled by its surroundings first (`images.hole_filling`),

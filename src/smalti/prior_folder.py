@@ -36,8 +36,8 @@ PRIORS: dict[str, tuple[Callable[[Any], Prior], PriorSettings]] = {
 
 
 def save_prior(prior: Prior, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]) -> None:
-    """Write a prior's model folder: its network, its condition, and the fingerprint
-    of the tokenizer whose codes it knows."""
+    """Write a prior's model folder: its network, its condition, and the fingerprint of the tokenizer whose codes it
+    knows."""
     settings = {
         "network": as_mapping(prior.settings),
         "condition": condition.save(folder),
@@ -47,8 +47,8 @@ def save_prior(prior: Prior, condition: Condition, folder: Path, *, fingerprint:
 
 
 def load_prior(saved: Saved) -> tuple[Prior, Condition]:
-    """A prior's model folder -> its network, in evaluation mode on the CPU, and its condition.
-    Raises `SmaltiError` for damage."""
+    """A prior's model folder -> its network, in evaluation mode on the CPU, and its condition. Raises `SmaltiError` for
+    damage."""
     for key in ("tokenizer_fingerprint", "network", "condition"):
         if key not in saved.settings:
             raise SmaltiError(f"the config of {saved.folder} holds no {key}; copy it again or train the prior again")

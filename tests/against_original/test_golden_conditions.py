@@ -1,5 +1,5 @@
-"""Conditions against numbers of the original: layouts, coordinates, given codes, label maps,
-a layout under a window."""
+"""Conditions against numbers of the original: layouts, coordinates, given codes, label maps, a layout under a
+window."""
 
 from __future__ import annotations
 
@@ -212,8 +212,8 @@ def test_layouts_under_a_window(path: Path) -> None:
 
 @pytest.mark.parametrize("path", fixtures("11_scene"))
 def test_the_window_over_a_layout_stands_one_code_later(path: Path) -> None:
-    """Other than with the original's other conditions, the place laid has a code fewer above and left
-    of it in the window."""
+    """Other than with the original's other conditions, the place laid has a code fewer above and left of it in the
+    window."""
     golden = Golden.read(path)
     layout, _ = scene_layout(golden)
     side, (height, width) = golden.facts["window"], golden.facts["latent_grid"]
@@ -225,8 +225,8 @@ def test_the_window_over_a_layout_stands_one_code_later(path: Path) -> None:
 
 @torch.no_grad()
 def generated_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Annotation]) -> Tensor:
-    """The slow truth: for each code one pass over all that stands before it in its window,
-    and the likeliest is taken."""
+    """The slow truth: for each code one pass over all that stands before it in its window, and the likeliest is
+    taken."""
     height, width = golden.facts["latent_grid"]
     at, codes = layout.encode_windows([objects], grid=(height, width)), torch.full((1, height, width), -1)
     for (row, column), window in sorted(scene_windows(golden).items()):

@@ -93,8 +93,8 @@ def factor(params: Mapping[str, Any], step: int) -> float:
 def check_states(check: Checks, states: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Running statistics and ActNorm's scales after each training pass.
 
-    Some golden numbers were copied after the later pass: the count of batches
-    that lies beside BatchNorm's statistics tells.
+    Some golden numbers were copied after the later pass: the count of batches that lies beside BatchNorm's statistics
+    tells.
     """
     for key in check.left(r"^out\.state_after_"):
         after, name = key.removeprefix("out.state_after_").split(".", 1)
@@ -286,8 +286,8 @@ def test_the_losses_of_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("path", fixtures("07a_"))
 def test_the_adaptive_weight_is_the_ratio_of_the_golden_gradients(path: Path) -> None:
-    """While the discriminator is off, the last layer's gradient is that of the nll; what comes
-    with it is its own, weighted."""
+    """While the discriminator is off, the last layer's gradient is that of the nll; what comes with it is its own,
+    weighted."""
     check = Checks(path)
     params = check.golden.facts["params"]["lossconfig"]["params"]
     compared = 0

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.golden
 
 
 def pipeline_of(golden: Golden, *, grid: tuple[int, int] | None = None, **changed: Any) -> Pipeline:
-    """The models of a fixture with some of its settings changed; `grid`: the window, where it is not all
-    of the image."""
+    """The models of a fixture with some of its settings changed; `grid`: the window, where it is not all of the
+    image."""
     part = Part("taming.models.cond_transformer.Net2NetTransformer", {**golden.facts["params"], **changed})
     rows, columns = grid or golden.facts["latent_grid"]
     imported = read_net2net(part, golden.weights(), data={}, where=golden.path.name, grid=(rows, columns))

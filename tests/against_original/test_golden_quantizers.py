@@ -1,5 +1,5 @@
-"""The original's quantizers against ours: values, codes and gradients of its golden numbers,
-without encoder and decoder."""
+"""The original's quantizers against ours: values, codes and gradients of its golden numbers, without encoder and
+decoder."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def gumbel(golden: Golden, **changes: Any) -> Gumbel:
 
 
 def gumbel_variants(golden: Golden) -> dict[str, tuple[float, bool]]:
-    """Variant -> (temperature, hard), from names such as `train_soft_T09`:
-    only training without straight-through is soft."""
+    """Variant -> (temperature, hard), from names such as `train_soft_T09`: only training without straight-through is
+    soft."""
     names = {key.split(".")[1] for key in golden.tensors if key.startswith("out.") and key.endswith(".quant")}
     digits = {name: name.rpartition("_T")[2] for name in names}
     return {name: (float(f"{d[0]}.{d[1:]}0"), not name.startswith("train_soft")) for name, d in digits.items()}

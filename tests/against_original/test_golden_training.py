@@ -185,8 +185,8 @@ class Compared:
 
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps
-    of Adam show each rounding."""
+    """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each
+    rounding."""
     monkeypatch.setattr(winograd, "is_supported", lambda x, weight, *, min_tiles=0: False)
     monkeypatch.setattr(group_norm, "is_supported", lambda x: False)
 
@@ -329,8 +329,8 @@ def set_as(stage: TokenizerStage, other: TokenizerStage) -> None:
 
 
 def as_there(golden: Golden, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Fabric:
-    """The perceptual network of these numbers, and their `disc_factor`, which is 1 in all
-    of the original's configurations."""
+    """The perceptual network of these numbers, and their `disc_factor`, which is 1 in all of the original's
+    configurations."""
     schedule, share = stage_one.adversarial_schedule, loss_params(golden, {}).get("disc_factor", 1.0)
 
     def scaled(seen: int, **given: Any) -> AdversarialSchedule:

@@ -32,7 +32,7 @@ def broken(run: Path, how: str) -> tuple[Path, str]:
     if how == "extra layer":
         return changed(run, encoder__down__7__x=torch.ones(1)), r"do not fit: encoder\.down\.7\.x is not known"
     if how == "other shape":
-        sentence = r"quantize\.embedding\.weight has the shape \(5, 6\), where its settings ask for \(24, 6\)"
+        sentence = r"quantize\.embedding\.weight has the shape \(5, 6\), where its settings require \(24, 6\)"
         return changed(run, quantize__embedding__weight=torch.ones(5, 6)), sentence
     if how == "truncated":
         path = run / "checkpoints" / "last.ckpt"

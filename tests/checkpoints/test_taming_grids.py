@@ -184,7 +184,7 @@ def test_grids_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     run = theirs(tmp_path / "run", "labels")
     with pytest.raises(SmaltiError, match="block = 21 positions are too few"):
         read_foreign(run, grid=(4, 7))
-    with pytest.raises(SmaltiError, match="holds no prior, so a grid .3x7. has no effect"):
+    with pytest.raises(SmaltiError, match=r"holds no prior, so a grid .3x7. has no effect"):
         read_models(written(tmp_path / "alone", tokenizer()), grid=GRID)
     with pytest.raises(SmaltiError, match=r"has a window of .* codes, the grid given is 3x7"):
         Pipeline.from_pretrained("scenes", grid=GRID)

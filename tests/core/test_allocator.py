@@ -1,5 +1,5 @@
-"""Memory that goes back and forth between process and system costs time: a process that keeps it asks
-for no new pages."""
+"""Memory that goes back and forth between process and system costs time: a process that keeps it asks for no new
+pages."""
 
 from __future__ import annotations
 

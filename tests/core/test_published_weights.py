@@ -1,4 +1,4 @@
-"""Published weights: where they are looked for, in which order, and what is said when they cannot be had."""
+"""Published weights: where they are looked for, in which order, and the error if they are unavailable."""
 
 from __future__ import annotations
 

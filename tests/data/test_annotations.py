@@ -134,9 +134,9 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         ("{", r"objects\.json: Expecting property name"),
         (
             {"annotations": []},
-            "is no file with annotations of objects that is read; there are: .*COCO .*Open Im.*Visual Genome",
+            "is not a file with annotations of objects that is read; there are: .*COCO .*Open Im.*Visual Genome",
         ),
-        ([3], "is no file with annotations"),
+        ([3], "is not a file with annotations"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_reported(content: Any, sentence: str, tmp_path: Path) -> None:

@@ -149,8 +149,8 @@ def test_labels_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_a_map_is_cut_as_its_image_is(tmp_path: Path) -> None:
-    """The same draw cuts the same window out of an image and out of a map of its size:
-    both say here where a pixel was."""
+    """The same draw cuts the same window out of an image and out of a map of its size: both say here where a pixel
+    was."""
     for height, width in ((37, 53), (60, 41)):
         folder = tmp_path / str(width)
         for file, ramp in {

@@ -82,8 +82,8 @@ def test_no_name_leads_out_of_the_folder(key: str, path: str) -> None:
     ],
 )
 def test_images_of_nearly_one_name_have_results_of_their_own(keys: tuple[str, ...]) -> None:
-    """Results of `one.jpg` and `one.png` were both `one.png`, and the first was lost;
-    capitals differ on Linux alone."""
+    """Results of `one.jpg` and `one.png` were both `one.png`, and the first was lost; capitals differ on Linux
+    alone."""
     names = {os.path.normcase(path).casefold().replace("e\u0301", "\u00e9") for path in outputs(*keys)}
     assert len(names) == len(keys)
 
@@ -151,8 +151,8 @@ def test_earlier_results_below_the_images_are_no_inputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines", [["{root}/else/one.png"], ["../else/one.png"], ["..\\else\\one.png"]])
 def test_the_originals_in_a_list_are_not_replaced(lines: list[str], run: Run, tmp_path: Path) -> None:
-    """`reconstruct` of a list of absolute paths wrote over the photos themselves,
-    for `out / "/a/b.png"` is `/a/b.png`."""
+    """`reconstruct` of a list of absolute paths wrote over the photos themselves, for `out / "/a/b.png"` is
+    `/a/b.png`."""
     fill(tmp_path, {"else/one.png": make_image(1, 64, 64)})
     before = contents(tmp_path)
     fill(tmp_path, {"l/list.txt": "\n".join(lines).format(root=tmp_path).encode()})

@@ -198,7 +198,7 @@ def test_tables_that_do_not_go_together_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"train-annotations-bbox\.csv has no column XMin; give the table as"):
         read_annotations(table)
     (tmp_path / "class-descriptions-boxable.csv").write_text("/m/1\n")
-    with pytest.raises(SmaltiError, match="is no table of classes; write a line such as"):
+    with pytest.raises(SmaltiError, match="is not a table of classes; write a line such as"):
         read_annotations(table)
     (tmp_path / "class-descriptions-boxable.csv").unlink()
     with pytest.raises(SmaltiError, match=r"holds 0 files \*class-descriptions-boxable.csv with the names"):

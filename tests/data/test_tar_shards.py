@@ -1,5 +1,5 @@
-"""Tar shards: what is a sample, its label, any place at any time, every kind of damage,
-and the same as WebDataset sees."""
+"""Tar shards: what is a sample, its label, any place at any time, every kind of damage, and the same as WebDataset
+sees."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def paired_examples(folder: Path, *, crop: RandomCrop | None = None) -> PairedEx
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`images` and `maps`, a tokenizer for each, `codes` of both, `options`, a prior on those,
-    and the recipe `small.yaml`."""
+    """`images` and `maps`, a tokenizer for each, `codes` of both, `options`, a prior on those, and the recipe
+    `small.yaml`."""
     folder = write_pairs(tmp_path_factory.mktemp("telling"))
     recipe = str(write_recipe(folder / "small.yaml"))
     overrides = ("run.images=8",)

@@ -66,8 +66,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{}", "is no result of `smalti evaluate`"),
-        ("[1]", "is no result of `smalti evaluate`"),
+        ("{}", "is not a result of `smalti evaluate`"),
+        ("[1]", "is not a result of `smalti evaluate`"),
         ("{", "cannot read"),
         ('{"smalti": 99, "scores": {}}', r"newer smalti \(format 99\)"),
     ],

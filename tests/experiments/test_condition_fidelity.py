@@ -1,5 +1,5 @@
-"""How far images show what they were told: each measure on images of which the answer is known,
-and the scene network."""
+"""How far images show what they were told: each measure on images of which the answer is known, and the scene
+network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The experiment `conditions`: every condition on small scenes; its figures are those of its
-images."""
+"""The experiment `conditions`: every condition on small scenes; its figures are those of its images."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ def test_every_scale_can_be_planned(scale: str) -> None:
         ({"sizes": [[8, 8]]}, "", "8x8 codes are 32 x 32 pixels, more than the scenes of 16 x 32"),
         ({"sizes": [[2, 4]], "whole": []}, "", "that are as high as the scenes, 16 pixels"),
         ({"window": [2, 1], "sizes": [[4, 3]], "whole": []}, "", "sides of multiples of 8"),
-        ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
+        ({"whole": [[2, 4]]}, "", "whole has 2x4, which is not in sizes"),
         ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "",
             "neighborhood=\\[...\\], or set parameters_wi"),
         ({}, "prior.network.layers=2", "decides network.layers itself"),

@@ -29,6 +29,7 @@ from smalti.fit import fit_run
 from smalti.fit.fit_request import FitRequest, StateFile
 from smalti.images.io import read_settings
 from smalti.pipeline import Pipeline
+from smalti.web.server import serve
 from tests.data.test_image_tables import table
 from tests.experiment_helpers import page, quick
 from tests.fit.described_images import write_described
@@ -111,6 +112,34 @@ def test_a_finished_fit_is_left_alone(home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (home / "run").rglob("*") if path.is_file()}
     fit_run.fit(request_of(home, images=home / "set"), home / "run", console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in (home / "run").rglob("*") if path.is_file()} == before
+
+
+def test_the_page_serves_a_fit(home: Path) -> None:
+    """`smalti web RUN`, with every condition of the run."""
+    httpx = pytest.importorskip("httpx", reason="the extra `dev` is not installed")
+    pytest.importorskip("fastapi", reason="the extra `web` is not installed")
+    served = serve(home / "run", device="cpu")
+    try:
+        with httpx.Client(base_url=served.address, timeout=60) as client:
+            described = client.get("api/model").json()
+            inputs = {part["key"]: part["kind"] for part in described["conditions"]}
+            assert inputs == {
+                "label": "choice",
+                "text": "text",
+                "layout": "json",
+                "segmentation": "paint",
+                "depth": "image",
+            }
+            names = described["conditions"][list(inputs).index("label")]["names"]
+            job = {"settings": {"seed": 1}, "conditions": {"label": names[0]}}
+            state = client.post("api/jobs", json=job).json()
+            while state["phase"] in ("waiting", "running"):
+                time.sleep(0.05)
+                state = client.get(f"api/jobs/{state['job']}").json()
+            assert state["phase"] == "done", state
+            assert client.get(state["images"][0]["url"]).content.startswith(b"\x89PNG")
+    finally:
+        served.close()
 
 
 def test_other_options_are_refused(home: Path) -> None:

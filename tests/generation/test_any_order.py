@@ -1,5 +1,4 @@
-"""Generation with any-order priors: known codes first, any order after them, windows, steps
-of several codes."""
+"""Generation with any-order priors: known codes first, any order after them, windows, steps of several codes."""
 
 from __future__ import annotations
 

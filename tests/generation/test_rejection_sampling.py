@@ -234,8 +234,8 @@ def test_the_score_is_the_mean_of_the_scored_codes() -> None:
 def test_tries_make_holes_fit() -> None:
     """Several tries draw from nearer to what the prior finds likely of a hole, given the codes behind it too.
 
-    One row of codes with the last known: the chance of a candidate is known exactly, and with it that
-    of the code behind.
+    One row of codes with the last known: the chance of a candidate is known exactly, and with it that of the code
+    behind.
     """
     pipe = pipeline(Unconditional())
     whole = final_codes(

@@ -42,8 +42,8 @@ SAMPLERS = {
 
 
 def generate_steps(prior: Prior, known: Tensor, *, speculate: int, first: int = 0, **options: Any) -> list[Tensor]:
-    """All that is yielded for images with seeds from `first` on, each told a map
-    of its own where the prior reads one."""
+    """All that is yielded for images with seeds from `first` on, each told a map of its own where the prior reads
+    one."""
     prefix_at = prefix_function(prior, len(known), (known.shape[1], known.shape[2]), 3)
     options = {"sampler": Sampler(), **options}
     seeds = torch.arange(first, first + len(known))

@@ -175,8 +175,8 @@ def networks() -> dict[str, Callable[..., Prior]]:
 
 
 def prefix_function(prior: Prior, batch: int, grid: tuple[int, int], number: int) -> Callable[[Window], Tensor]:
-    """A prefix for each window: codes that hang on where it stands, then those of a map of the grid
-    that lie under it."""
+    """A prefix for each window: codes that hang on where it stands, then those of a map of the grid that lie under
+    it."""
     drawn = torch.randint(3, (batch, *grid), generator=torch.Generator().manual_seed(number))
 
     def prefix_at(window: Window) -> Tensor:
@@ -296,8 +296,8 @@ def test_a_window_that_stands_still_keeps_its_cache() -> None:
 
 
 def test_a_window_that_comes_back_keeps_its_cache() -> None:
-    """At the upper border the windows of row 0 come back over rows 1 and 2, and are told the codes
-    that are new alone."""
+    """At the upper border the windows of row 0 come back over rows 1 and 2, and are told the codes that are new
+    alone."""
     prior = small(grid=(4, 4), prefix_length=2)
     reads = Reads(prior)
     generate_steps(prior, unknown_codes(1, (4, 6)))

@@ -115,7 +115,7 @@ def test_a_hub_that_has_none_or_takes_none_is_reported(fake: Fake, monkeypatch: 
     with pytest.raises(SmaltiError, match=r"^the Hub did not take me/mosaic \(403 Forbidden\); log in"):
         pipeline().push_to_hub("me/mosaic", license="mit", about=ABOUT)
     for name in ("mosaic", "me/mosaic/x", "me/mo saic", "https://hub/me"):
-        with pytest.raises(SmaltiError, match="is no name of a repository; write owner/name"):
+        with pytest.raises(SmaltiError, match="is not a name of a repository; write owner/name"):
             pipeline().push_to_hub(name, license="mit", about=ABOUT)
 
 
@@ -201,7 +201,7 @@ def test_measurements_stand_in_place_of_the_training_s_own(tmp_path: Path) -> No
     assert "the last validation" not in text
     assert "secret" not in text
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(SmaltiError, match=r"is no result of `smalti evaluate`"):
+    with pytest.raises(SmaltiError, match=r"is not a result of `smalti evaluate`"):
         write_card(tmp_path / "model", "me/mosaic", Sources("mit", results=[tmp_path / "result.json"]))
 
 
@@ -210,7 +210,7 @@ def test_a_card_without_runs_claims_nothing(tmp_path: Path) -> None:
     assert "## Scores\n\nNone were given." in text
     assert "## Settings" not in text
     for license in ("", "MIT License", "mit\nx: y"):
-        with pytest.raises(SmaltiError, match="is no license as the Hub names them"):
+        with pytest.raises(SmaltiError, match="is not a license as the Hub names them"):
             write_card(tmp_path / "model", "me/mosaic", Sources(license))
 
 

@@ -115,9 +115,9 @@ def test_arrays_are_read_whatever_their_type(dtype: Any, shape: tuple[int, ...],
         (np.zeros((2, 2), dtype=complex), "holds complex128"),
         (np.array([["a"]]), "holds <U1"),
         (np.array([[{}]]), "cannot be read .*pickle"),
-        (np.array([[1.0, np.nan]]), "holds numbers that are infinite or none"),
-        (np.array([[1.0, -np.inf]]), "holds numbers that are infinite or none"),
-        (np.array([[1.0, 1e300]]), "holds numbers that are infinite or none"),
+        (np.array([[1.0, np.nan]]), "holds infinite numbers or NaN"),
+        (np.array([[1.0, -np.inf]]), "holds infinite numbers or NaN"),
+        (np.array([[1.0, 1e300]]), "holds infinite numbers or NaN"),
     ],
 )
 def test_arrays_that_are_no_depth_are_reported(array: npt.NDArray[Any], message: str, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""All kernels compile where a compiler is: without them everything still works, slower,
-and no other test would notice."""
+"""All kernels compile where a compiler is: without them everything still works, slower, and no other test would
+notice."""
 
 from __future__ import annotations
 

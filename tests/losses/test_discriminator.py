@@ -210,8 +210,8 @@ def test_normalized_weights_survive_copies_and_evaluation(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_passes_wait_for_one_backward(name: str) -> None:
-    """The iteration of the second pass must not spoil what the first one keeps. The gradient is that
-    of what was computed."""
+    """The iteration of the second pass must not spoil what the first one keeps. The gradient is that of what was
+    computed."""
     torch.manual_seed(0)
     discriminator = made(name, spectral=True)
     fake, real = discriminator(noise(2, 3, 32, 32)), discriminator(noise(2, 3, 32, 32, seed=1))
@@ -370,8 +370,8 @@ def first_batch() -> Tensor:
 
 @pytest.mark.slow
 def test_several_processes_start_from_the_batches_of_all(tmp_path: Path) -> None:
-    """Data-parallel copies are made equal once, before the first forward:
-    scales set by each one's own batch would stay apart."""
+    """Data-parallel copies are made equal once, before the first forward: scales set by each one's own batch would stay
+    apart."""
     spawn(_first_batch, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     alone = ActNorm(2)
     alone(first_batch())

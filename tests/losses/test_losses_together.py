@@ -34,8 +34,8 @@ GLOBAL = ("adaptive_weight", "full_weight", "gradient_norm", "discriminator_grad
 
 
 class _Tokenizer(nn.Module):
-    """Images -> features, a loss of "codes" and reconstructions, in one forward,
-    as a data-parallel wrapper needs it."""
+    """Images -> features, a loss of "codes" and reconstructions, in one forward, as a data-parallel wrapper needs
+    it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""The perceptual distance in few passes: equal to its definition in every feature map, gradient
-and dropout included."""
+"""The perceptual distance in few passes: equal to its definition in every feature map, gradient and dropout
+included."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_its_settings_are_read_by_name() -> None:
 def test_other_images_are_refused() -> None:
     for discriminator, images, words in (
         (made(), noise(1, 1, 32, 32), "of 3 channels, these have 1"),
-        (made(channels=4), noise(1, 4, 32, 32), "it knows 1 and 3"),
+        (made(channels=4), noise(1, 4, 32, 32), "it takes 1 and 3"),
         (made(), noise(1, 3, 32, 8), "32x8 are too small"),
     ):
         with pytest.raises(SmaltiError, match=words):

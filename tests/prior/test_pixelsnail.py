@@ -1,4 +1,4 @@
-"""smalti.prior.pixelsnail: what every prior must be, convolutions against PyTorch's, and a run from codes to samples."""
+"""smalti.prior.pixelsnail: the interface of priors, convolutions against PyTorch's, and a run from codes to samples."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The pages that `make api` writes: all there, as the docstrings are now,
-and what Markdown would misread is not misread."""
+"""The pages that `make api` writes: all there, as the docstrings are now, and what Markdown would misread is not
+misread."""
 
 from __future__ import annotations
 

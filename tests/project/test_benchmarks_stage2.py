@@ -1,5 +1,5 @@
-"""The benchmarks of stage 2: the slow path computes what ours does, both run,
-and shards are measured beside the loop."""
+"""The benchmarks of stage 2: the slow path computes what ours does, both run, and shards are measured beside the
+loop."""
 
 from __future__ import annotations
 

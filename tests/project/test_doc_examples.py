@@ -38,7 +38,7 @@ PAGES = [
 ]
 
 NOT_RUN = {
-    "gradio_client": "needs a running server and the extra web; tests/web calls the same functions",
+    "import httpx": "needs a running server; tests/web/test_api.py sends the same requests",
     "smalti.web.server": "serves until it is stopped; tests/web starts it",
     "transformers": "needs the transformers package; tests/checkpoints/test_transformers.py runs it where it is "
     "installed",
@@ -48,8 +48,8 @@ NOT_RUN = {
     "quantizers.gradient_estimators": "a file of the package; "
     "tests/tokenizer/test_quantizer_example.py adds and tests it",
 }
-"""What is in a Python block that is not run -> why. Such a block is compiled, and its imports
-of smalti are resolved."""
+"""What is in a Python block that is not run -> why. Such a block is compiled, and its imports of smalti are
+resolved."""
 
 OTHER_PROGRAMS = {
     "pip": "changes the environment",

@@ -1,4 +1,5 @@
-"""The house itself: floors, forbidden constructions, sizes of files, settings that are read, and light imports."""
+"""The structure of the code: layers, forbidden constructions, sizes of files, settings that are read, and light
+imports."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
 LONGEST = 450
 
-FLOORS = {
+LAYERS = {
     "core": 0,
     **dict.fromkeys(("hub", "images", "kernels"), 1),
     **dict.fromkeys(("losses", "prior", "scenes", "tokenizer"), 2),
@@ -38,7 +39,7 @@ FLOORS = {
     "cli": 11,
     "__main__": 12,
 }
-"""Room -> floor. A room imports from lower floors and from itself."""
+"""Package -> layer. A package imports from lower layers and from itself."""
 
 
 def in_words(path: Path) -> str:
@@ -54,8 +55,8 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imported(tree: ast.AST, modules: frozenset[str]) -> Iterator[tuple[int, str]]:
-    """All imports of smalti in a file, also inside functions: (line, module). A name
-    that is not a module gives its home."""
+    """All imports of smalti in a file, also inside functions: (line, module). A name that is not a module gives its
+    home."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -68,27 +69,27 @@ def imported(tree: ast.AST, modules: frozenset[str]) -> Iterator[tuple[int, str]
         yield from ((node.lineno, name) for name in names if name.split(".")[0] == "smalti")
 
 
-def misplaced(room: str, tree: ast.AST, modules: frozenset[str]) -> list[str]:
-    """What a file of `room` imports from its own floor's other rooms or from above."""
+def misplaced(package: str, tree: ast.AST, modules: frozenset[str]) -> list[str]:
+    """What a file of `package` imports from other packages of its own layer, or from layers above."""
     wrong = []
     for line, name in imported(tree, modules):
         other = name.partition(".")[2].partition(".")[0]
-        if other != room and not (other in FLOORS and FLOORS[other] < FLOORS[room]):
+        if other != package and not (other in LAYERS and LAYERS[other] < LAYERS[package]):
             wrong.append(f"line {line}: {name}")
     return wrong
 
 
 @pytest.mark.parametrize("path", FILES, ids=in_words)
 def test_imports_point_down(path: Path) -> None:
-    room = module_of(path).partition(".")[2].partition(".")[0]
-    if not room:  # the face of the package shows names of all floors, and nothing imports from it
+    package = module_of(path).partition(".")[2].partition(".")[0]
+    if not package:  # `smalti` itself exports names of all layers, and nothing imports from it
         return
-    assert room in FLOORS, f"{room} has no floor: add it to FLOORS"
-    assert not misplaced(room, TREES[path], frozenset(MODULES)), f"{room} is on floor {FLOORS[room]}"
+    assert package in LAYERS, f"{package} has no layer: add it to LAYERS"
+    assert not misplaced(package, TREES[path], frozenset(MODULES)), f"{package} is on layer {LAYERS[package]}"
 
 
 @pytest.mark.parametrize(
-    ("room", "line"),
+    ("package", "line"),
     [
         ("core", "from smalti.images.io import crop"),
         ("tokenizer", "from smalti.losses import objective"),
@@ -100,13 +101,13 @@ def test_imports_point_down(path: Path) -> None:
         ("pipeline", "def late() -> None:\n    from smalti.cli import main"),
     ],
 )
-def test_a_wrong_import_would_be_seen(room: str, line: str) -> None:
+def test_a_wrong_import_would_be_seen(package: str, line: str) -> None:
     modules = frozenset(MODULES) | {"smalti.images.masks", "smalti.cli.main"}
-    assert misplaced(room, ast.parse(line), modules)
+    assert misplaced(package, ast.parse(line), modules)
 
 
 @pytest.mark.parametrize(
-    ("room", "line"),
+    ("package", "line"),
     [
         ("core", "from smalti.core.errors import SmaltiError"),
         ("images", "from smalti.images.io import crop"),
@@ -115,8 +116,8 @@ def test_a_wrong_import_would_be_seen(room: str, line: str) -> None:
         ("cli", "from smalti.cli import data"),
     ],
 )
-def test_a_right_import_is_not_taken_for_wrong(room: str, line: str) -> None:
-    assert not misplaced(room, ast.parse(line), frozenset(MODULES))
+def test_a_right_import_is_not_taken_for_wrong(package: str, line: str) -> None:
+    assert not misplaced(package, ast.parse(line), frozenset(MODULES))
 
 
 def test_no_module_waits_for_itself() -> None:
@@ -236,7 +237,17 @@ def test_the_only_table_of_modules_is_that_of_the_public_names() -> None:
         smalti.VQGGAN  # noqa: B018
 
 
-@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=in_words)
+SCRIPTS = sorted(path for path in SOURCE.rglob("*") if path.suffix in (".js", ".css"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=in_words)
+def test_lines_of_scripts_fit(path: Path) -> None:
+    """Those of Python are checked by ruff."""
+    wide = [number for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if len(line) > 120]
+    assert not wide
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS, *SCRIPTS], ids=in_words)
 def test_files_can_be_read_in_one_sitting(path: Path) -> None:
     lines = len(path.read_text("utf-8").splitlines())
     assert lines <= LONGEST, f"{in_words(path)} has {lines} lines"
@@ -372,7 +383,7 @@ def test_the_library_is_light() -> None:
     loaded = loaded_after("import smalti\nfor name in smalti.__all__: getattr(smalti, name)")
     assert {"smalti.pipeline", "torch"} <= loaded
     heavy = {
-        "gradio",
+        "uvicorn",
         "starlette",
         "fastapi",
         "lightning_fabric",

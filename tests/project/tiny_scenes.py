@@ -1,5 +1,5 @@
-"""A tiny random pipeline with the conditions and the image size of the bundled model, for the examples
-of the documentation."""
+"""A tiny random pipeline with the conditions and the image size of the bundled model, for the examples of the
+documentation."""
 
 from __future__ import annotations
 

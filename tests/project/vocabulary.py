@@ -26,7 +26,7 @@ NAMES = frozenset(
         "GuessingAhead", "Held", "Spilled", "CutAlike", "Thing", "Taken", "Kept", "Players", "Played",
         "normalised", "hangs_on", "takes_none", "partly_hidden", "drop_condition", "most_skipped",
         "report_every", "picture_every", "nats_a_code", "bits_a_pixel", "best_of_all", "toward_data",
-        "toward_real", "kinds",
+        "toward_real", "kinds", "in_text", "first_alone", "fit_condition",
     )
 )
 # fmt: on
@@ -52,7 +52,8 @@ TEXT = re.compile(
     r"|(?:to|not|will|can|would|may) lay|lays? (?:images?|codes?|them|it|out|down)|laying"
     r"|laid (?:by|anew|over|out|down|in)"
     r"|pictures?|paint new images|judges?|so-manieth|colou?red by hand|nats a code|bits a pixel"
-    r"|(?:images|codes|steps) a second)\b",
+    r"|(?:images|codes|steps) a second|(?:can|could)(?:not)? be had|nobody|somebody|whoever|goes? on with the run"
+    r"|(?:is|that is|are) none of theirs|what is none)\b",
     re.IGNORECASE,
 )
 """In strings that a user reads, and in docstrings."""

@@ -1,5 +1,5 @@
-"""Images of any size through a tokenizer: which go by strips, that they are the same,
-and how far the work is told to be."""
+"""Images of any size through a tokenizer: which go by strips, that they are the same, and how far the work is told to
+be."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The quantizer that docs/quantizers.md adds, added as it is told there to a copy of the package,
-passes the tests of all."""
+"""The quantizer that docs/quantizers.md adds, added as it is told there to a copy of the package, passes the tests of
+all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How gradients pass a choice: the straight-through estimator and the rotation trick,
-against rotations put together by hand."""
+"""How gradients pass a choice: the straight-through estimator and the rotation trick, against rotations put together by
+hand."""
 
 from __future__ import annotations
 

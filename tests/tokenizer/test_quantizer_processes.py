@@ -39,8 +39,8 @@ def images(step: int) -> Tensor:
 
 
 def trained(plain: dict[str, Any], *, mine: slice) -> tuple[dict[str, Tensor], int]:
-    """A linear encoder and the quantizer after some steps on this process's share -> their weights,
-    and the codes that moved."""
+    """A linear encoder and the quantizer after some steps on this process's share -> their weights, and the codes that
+    moved."""
     torch.manual_seed(0)
     settings = parse(VQGANSettings, {"quantizer": plain}, where="test").quantizer
     module = nn.ModuleDict({"encoder": nn.Conv2d(6, 4, 1), "quantizer": QUANTIZERS[settings.name](settings)})

@@ -1,5 +1,5 @@
-"""Quantizers without a codebook (FSQ, LFQ, BSQ): every code counted out, the bound,
-the entropies against the whole softmax."""
+"""Quantizers without a codebook (FSQ, LFQ, BSQ): every code counted out, the bound, the entropies against the whole
+softmax."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ def test_latents_are_those_of_their_codes(plain: dict[str, Any]) -> None:
 
 @each_without_table
 def test_every_code_is_that_of_its_own_latents(plain: dict[str, Any]) -> None:
-    """codes -> latents -> codes. Not of Gumbel, whose codes are not places;
-    FSQ's latents are taken as bounded features."""
+    """codes -> latents -> codes. Not of Gumbel, whose codes are not places; FSQ's latents are taken as bounded
+    features."""
     if plain["name"] == "gumbel":
         return
     made, codes = any_quantizer(plain), torch.arange(any_quantizer(plain).size).view(1, 1, -1)

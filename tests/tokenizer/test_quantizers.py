@@ -43,8 +43,8 @@ def quantizer(**changes: Any) -> VQ:
 @examples(deadline=None)
 @given(data=st.data(), dimension=st.integers(1, 4), size=st.integers(1, 12), count=st.integers(0, 20))
 def test_nearest_is_the_whole_matrix(data: st.DataObject, dimension: int, size: int, count: int) -> None:
-    """Small whole numbers, for which float32 is exact, so that ties are ties in both forms; and pieces
-    of any height."""
+    """Small whole numbers, for which float32 is exact, so that ties are ties in both forms; and pieces of any
+    height."""
     length = (size + count) * dimension
     numbers = data.draw(st.lists(st.integers(-2, 2), min_size=length, max_size=length))
     table = torch.tensor(numbers, dtype=torch.float32).view(-1, dimension)
@@ -293,8 +293,8 @@ def test_restarted_codes_have_length_1_where_codes_are_normalized() -> None:
 
 
 def test_relaxed_latents_are_the_features_themselves() -> None:
-    """Before the codes are placed: unquantized, of length 1, without a loss, and with a gradient
-    for every parameter."""
+    """Before the codes are placed: unquantized, of length 1, without a loss, and with a gradient for every
+    parameter."""
     quantizer = VQ(VQSettings(codebook_size=8, codebook_dim=4))
     features = noise(2, 4, 3, 5).requires_grad_()
     relaxed = quantizer.bypass(features)

@@ -220,8 +220,8 @@ def test_norms_have_as_many_groups_as_fit() -> None:
 
 
 def test_blocks_begin_as_their_shortcuts_where_requested() -> None:
-    """Then dropout, which acts inside the blocks, changes nothing before the first step;
-    and every block still learns."""
+    """Then dropout, which acts inside the blocks, changes nothing before the first step; and every block still
+    learns."""
     tokenizer, images = small(dropout=0.5, zero_residuals=True).train(), noise(1, 3, 8, 8)
     assert torch.equal(tokenizer.features(images), tokenizer.features(images))
     tokenizer.features(images).sum().backward()  # type: ignore[no-untyped-call]

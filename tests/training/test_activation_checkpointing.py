@@ -1,5 +1,5 @@
-"""Parts of a batch, blocks that are computed again, blocks that are compiled: other memory and time,
-the same training."""
+"""Parts of a batch, blocks that are computed again, blocks that are compiled: other memory and time, the same
+training."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The last phase of stage 1: nothing that codes depend on moves, the decoder learns,
-and a stopped run continues as it was."""
+"""The last phase of stage 1: nothing that codes depend on moves, the decoder learns, and a stopped run continues as it
+was."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def test_what_codes_depend_on_does_not_move_by_a_bit(name: str, average: str, fo
     """Neither by a gradient, weight decay, momentum, restarts, counts of use nor the running average;
     dropout is off there.
 
-    What is frozen is what was exported before, so the codes of the exported model are those
-    that the decoder learns from.
+    What is frozen is what was exported before, so the codes of the exported model are those that the decoder learns
+    from.
     """
     dropout = "model.autoencoder.dropout=0.3"
     stage = stage_of(folder, *QUANTIZER_SETTINGS[name], average, dropout)

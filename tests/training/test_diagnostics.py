@@ -1,5 +1,5 @@
-"""Diagnostics: each symptom by itself, that each is reported once, and that steps
-that are not finite change nothing."""
+"""Diagnostics: each symptom by itself, that each is reported once, and that steps that are not finite change
+nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Overfitting: the best model is the one that is kept, training stops in time, and neither is lost
-with a killed process."""
+"""Overfitting: the best model is the one that is kept, training stops in time, and neither is lost with a killed
+process."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_what_a_recipe_costs_is_not_what_another_like_it_costs(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("like: smal\n", r"is like 'smal', which is none of smalti's; did you mean 'small'\?"),
+        ("like: smal\n", r"is like 'smal', which is not a recipe of smalti; did you mean 'small'\?"),
         ("tokenzer: {}\n", r"unknown section 'tokenzer'; did you mean 'tokenizer'\?"),
         (
             "about: nothing\n",

@@ -161,8 +161,8 @@ def test_torchrun(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_both_is_reported_once(folder: Path) -> None:
-    """A batch norm on CPUs, for which there are no shared statistics, and a folder of somebody else,
-    which one process sees."""
+    """A batch norm on CPUs, for which there are no shared statistics, and a folder of somebody else, which one process
+    sees."""
     both = started(folder, "refused", "objective.adversarial.discriminator.norm=batch")
     outputs = [process.communicate(timeout=100)[0] for process in both]
     assert [process.returncode for process in both] == [1, 1]
@@ -229,7 +229,7 @@ def test_slurm_decides(nowhere: pytest.MonkeyPatch) -> None:
     ("change", "sentence"),
     [
         ({"strategy": "fsdp"}, r"run.strategy = 'fsdp' is for priors: .*run.recompute=true"),
-        ({"strategy": "dp"}, r"run.strategy = 'dp' is none of auto, ddp, fsdp; did you mean 'ddp'"),
+        ({"strategy": "dp"}, r"run.strategy = 'dp' is not one of auto, ddp, fsdp; did you mean 'ddp'"),
         ({"accelerator": "abacus"}, r"cannot run on 1 x 'abacus'"),
     ],
 )

@@ -67,8 +67,7 @@ class Config:
 
 
 def _kept(config: Config) -> dict[str, Any]:
-    """What says nothing about the network, but something to their pipelines: it is kept in `about`
-    and written again."""
+    """Keys that do not concern the network but are used by diffusers' pipelines: kept in `about` and written again."""
     return {
         "sample_size": config.sample_size,
         "scaling_factor": config.scaling_factor,
@@ -78,8 +77,7 @@ def _kept(config: Config) -> dict[str, Any]:
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None where `path` is none of
-    theirs.
+    """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None if `path` is not one.
 
     Raises `SmaltiError` for their other models, for settings that our tokenizer does not have, for damaged files, and
     for weights that do not fit, with names.
@@ -230,7 +228,7 @@ def _settings(config: Config, *, where: str) -> VQGANSettings:
         "latent_channels": config.latent_channels,
         "zero_residuals": False,
     }
-    # The loss is the original's: beta stands at the term that moves the codes, which matters to training alone.
+    # The loss is the original's: beta scales the term that moves the codes, which matters only in training.
     quantizer = {
         "codebook_size": config.num_vq_embeddings,
         "codebook_dim": config.vq_embed_dim or config.latent_channels,
@@ -251,15 +249,17 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
     autoencoder, quantizer = ours.autoencoder, ours.quantizer
     groups = math.gcd(autoencoder.widths[0], 32)
     used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
+    other_groups = (
+        f"the widths {', '.join(map(str, autoencoder.widths))} (model.autoencoder.base_channels and "
+        "channel_multipliers), whose GroupNorms differ in their number of groups,"
+    )
     refused = {
         f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
         "model.quantizer.l2_normalize = true": isinstance(quantizer, VQSettings) and quantizer.l2_normalize,
         f"model.quantizer.remap.used = {used}": used > 0,
         f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
         "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
-        f"the widths {', '.join(map(str, autoencoder.widths))} (model.autoencoder.base_channels and "
-        "channel_multipliers), whose GroupNorms differ in "
-        "their number of groups,": any(math.gcd(width, 32) != groups for width in autoencoder.widths),
+        other_groups: any(math.gcd(width, 32) != groups for width in autoencoder.widths),
         **autoencoder.decoder_differences,
     }
     for what, there in refused.items():

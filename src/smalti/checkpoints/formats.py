@@ -57,8 +57,8 @@ EXPORTS: dict[str, FormatWriter] = {"onnx": exports.write_onnx, "export": export
 
 
 def find_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder or file -> the models of the first foreign format that knows it, in evaluation mode on the CPU; None if
-    none does.
+    """A folder or file -> the models of the first foreign format that recognizes it, in evaluation mode on the CPU;
+    None if none does.
 
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for what a format refuses, for a checkpoint without
     its settings, and for a `grid` that contradicts the checkpoint.
@@ -76,7 +76,7 @@ def find_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) ->
 
 
 def read_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported:
-    """As `find_foreign`; raises `SmaltiError` also where there is nothing, and where no format knows what there is."""
+    """As `find_foreign`; raises `SmaltiError` also where there is nothing, and where no format recognizes it."""
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
     imported = find_foreign(path, grid=grid, prior=prior)

@@ -204,7 +204,7 @@ def _read_tokenizer(file: _File) -> VQGAN:
 
 
 def _tokenizer_settings(file: _File) -> VQGANSettings:
-    """Shapes -> settings. Attention stands at the lowest resolution alone."""
+    """Shapes -> settings. Only the lowest resolution has attention."""
     width, channels = file.shape("encoder.conv_in.weight", axes=4)[:2]
     levels = file.count(r"(?:encoder|decoder)\.conv_blocks\.(\d+)\..*")
     widths = [file.shape(f"encoder.conv_blocks.{level}.res.0.conv2.weight", axes=4)[0] for level in range(levels)]
@@ -236,6 +236,10 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
     autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     widths, lowest = autoencoder.widths, len(autoencoder.widths) - 1
     used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
+    other_widths = (
+        f"the widths {', '.join(map(str, widths))} (model.autoencoder.base_channels and "
+        "channel_multipliers), where those of LlamaGen are multiples of the first and of 32"
+    )
     refused = {
         f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
         "model.quantizer.l2_normalize = false": isinstance(quantizer, VQSettings) and not quantizer.l2_normalize,
@@ -245,9 +249,7 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
         "model.autoencoder.middle_attention = false": not autoencoder.middle_attention,
         f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where theirs is [{lowest}], "
         "the lowest resolution": (set(autoencoder.attention_levels) != {lowest}),
-        f"the widths {', '.join(map(str, widths))} (model.autoencoder.base_channels and channel_multipliers), "
-        "where theirs are multiples of the "
-        "first and of 32": any(width % widths[0] or width % 32 for width in widths),
+        other_widths: any(width % widths[0] or width % 32 for width in widths),
         **autoencoder.decoder_differences,
     }
     for what, there in refused.items():

@@ -1,6 +1,6 @@
 """Other people's checkpoint files -> their tensors and plain values; nothing in them is ever run.
 
-Checkpoints of PyTorch Lightning hold, beside the weights, objects of classes that need not be installed here
+Checkpoints of PyTorch Lightning hold, besides the weights, objects of classes that need not be installed here
 (callbacks, settings). Those become dead stand-ins. What would call a function is refused.
 """
 
@@ -36,7 +36,7 @@ OBJECTS = (
     ),
     *("numpy", "pathlib", "datetime", "argparse", "typing", "enum", "_codecs", "antlr4"),
 )
-"""Packages whose objects stand in such files though they are not weights; replaced even where they are called."""
+"""Packages whose objects occur in such files although they are not weights; replaced even where they are called."""
 
 
 class _Dead(type):

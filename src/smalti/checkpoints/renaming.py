@@ -73,7 +73,7 @@ class Renaming(NamedTuple):
             tensor = rule.read(weights[theirs])
             if tensor.shape != state[name].shape:
                 there, here = tuple(weights[theirs].shape), tuple(state[name].shape)
-                problems.append(f"{theirs} has the shape {there}, where its settings ask for {here}")
+                problems.append(f"{theirs} has the shape {there}, where its settings require {here}")
             mine[name] = tensor
         known = {theirs for theirs, _ in self.pairs.values()}
         problems += [

@@ -76,7 +76,7 @@ def find(path: Path) -> Found | None:
     others.
 
     Raises `SmaltiError` if there is one half only, where a folder holds several models, where it is not known which
-    of several YAML files belongs to a checkpoint, and for YAML that is none.
+    of several YAML files belongs to a checkpoint, and for invalid YAML.
     """
     if path.is_file() and path.suffix in SUFFIXES:
         return _found(path, home=path.parent.parent)
@@ -184,7 +184,7 @@ def _merge_settings(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A checkpoint of theirs -> our models, in evaluation mode on the CPU; None where `path` is none of theirs.
+    """A checkpoint of theirs -> our models, in evaluation mode on the CPU; None if `path` is not one.
 
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, unknown targets and settings, for
     weights of another shape (with their names), and for a transformer whose grid is unknown.

@@ -37,8 +37,8 @@ CLASSES: dict[str, int] = {
     "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
     "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
 }
-"""The original's data sets of scene layouts -> their numbers of object classes,
-whose names only the annotations have."""
+"""The original's data sets of scene layouts -> their numbers of object classes, whose names only the annotations
+have."""
 
 GEOMETRY_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
 """`conditional_key` of the original -> `LayoutSettings.geometry`."""
@@ -109,8 +109,8 @@ def _window_of_half(stage: ConditionStage) -> Grid:
 
 
 def _square(stage: ConditionStage, count: int) -> Grid:
-    """A number of codes -> the square (h,w) that they fill. Raises `SmaltiError` asking
-    for the grid if there is none."""
+    """A number of codes -> the square (h,w) that they fill. Raises `SmaltiError` asking for the grid if there is
+    none."""
     nominal = stage.side**2
     side = math.isqrt(max(count, 0))
     if count == nominal + 1:
@@ -122,7 +122,7 @@ def _square(stage: ConditionStage, count: int) -> Grid:
     tried = ", ".join(grid_text(shape) for shape in (*shapes[::-1][:3], *nominal_shape))
     raise SmaltiError(
         f"{stage.where}: its transformer generates {count} codes, which is not a square, and the checkpoint does not "
-        f"contain their shape; give the grid, height x width: --grid HxW, in Python grid=(h, w)"
+        "contain their shape; give the grid, height x width: --grid HxW, in Python grid=(h, w)"
         f"{f' (such as {tried})' if tried else ''}"
     )
 

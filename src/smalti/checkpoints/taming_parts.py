@@ -2,7 +2,7 @@
 stages).
 
 Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
-its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown
+its programs read and that do not concern the model (learning rates, monitors) are listed as such; any other unknown
 key is an error.
 """
 
@@ -60,27 +60,11 @@ NOMINAL = 256
 """Side of the images, where a model does not say what it was trained on; their settings place attention by it."""
 
 _READ_ELSEWHERE = {
-    *(
-        "ckpt_path",
-        "ignore_keys",
-        "image_key",
-        "lossconfig",
-        "monitor",
-        "colorize_nlabels",
-        "n_labels",
-        "sane_index_shape",
-    ),
-    *(
-        "batch_resize_range",
-        "scheduler_config",
-        "lr_g_factor",
-        "use_ema",
-        "base_learning_rate",
-        "learning_rate",
-        "decay",
-    ),
-    *("temperature_scheduler_config", "kl_weight"),
+    *("ckpt_path", "ignore_keys", "image_key", "lossconfig", "monitor", "colorize_nlabels", "n_labels"),
+    *("sane_index_shape", "batch_resize_range", "scheduler_config", "lr_g_factor", "use_ema", "base_learning_rate"),
+    *("learning_rate", "decay", "temperature_scheduler_config", "kl_weight"),
 }
+"""Keys of a first stage that do not concern the tokenizer itself."""
 _DDCONFIG_IGNORED = {"use_linear_attn", "give_pre_end", "use_timestep", "temb_ch"}
 
 
@@ -103,7 +87,7 @@ class Part(NamedTuple):
 
 
 def take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
-    """What stands under a key that must be there. Raises `SmaltiError` if it is missing."""
+    """The value of a required key. Raises `SmaltiError` if it is missing."""
     if key not in values:
         raise SmaltiError(f"{where}: the key {key!r} is missing")
     return values[key]
@@ -146,7 +130,7 @@ def _autoencoder(ddconfig: Mapping[str, Any], *, where: str) -> AutoencoderSetti
     for key in ddconfig:
         if key not in known | _DDCONFIG_IGNORED:
             raise SmaltiError(f"{where}: unknown key {key!r}; {suggestion(key, known)}")
-    # Attention stands where the *nominal* side of a level is listed, whatever the size of an image.
+    # A level has attention if its *nominal* side is listed, whatever the size of an image.
     wanted = set(take(ddconfig, "attn_resolutions", where=where)) if kind != "none" else set()
     values = {
         "channels": channels,
@@ -324,7 +308,7 @@ def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
 
 
 def about(part: Part, *, where: str) -> dict[str, Any]:
-    """What is worth keeping of a first stage beside its settings: its class there, and the side of its images."""
+    """What `config.json` records of a first stage besides its settings: its class there, and the side of its images."""
     side = resolution(part, where=where)
     return {"imported_from": part.target, "size": [side, side]}
 

@@ -1,9 +1,10 @@
 """Our GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines built on it
 generate codes.
 
-The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Beside the network the folder keeps what theirs
-has no place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer (in the folder
-`vqgan`, ours). Only folders that were written here are read: of another GPT-2 nobody knows which images its codes are.
+The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Besides the network the folder keeps what
+GPT-2's format has no place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer
+(in the folder `vqgan`, ours). Only folders that were written here are read: the codes of another GPT-2 have no known
+images.
 
 Notation: D width, h w grid, K image codes, V codes of condition and image.
 """
@@ -39,9 +40,9 @@ TOKENIZER = "vqgan"
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder that `write` made -> our models; None where `path` is none. Without `prior` its tokenizer alone.
+    """A folder that `write` made -> our models; None if `path` is not one. Without `prior` its tokenizer alone.
 
-    The window is in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that
+    The window is in the file, so `grid` is ignored. Raises `SmaltiError` for damaged files and for weights that
     do not fit, with names.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
@@ -93,7 +94,7 @@ def write(
 
 
 def _checked(prior: Prior | None) -> GPT:
-    """A prior, if it is a GPT-2. Raises `SmaltiError` for others, saying why they are none."""
+    """A prior, if it is a GPT-2. Raises `SmaltiError` for others, with the reason."""
     if prior is None:
         raise SmaltiError("transformers holds priors, and this is a tokenizer alone; name the pipeline's folder")
     if isinstance(prior, Transformer):

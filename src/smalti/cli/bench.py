@@ -25,8 +25,8 @@ MIB = 2**20
 
 
 class Task(NamedTuple):
-    """A measured task: `units_per_image` units per image; `run` processes a batch of a given size
-    and waits for the device."""
+    """A measured task: `units_per_image` units per image; `run` processes a batch of a given size and waits for the
+    device."""
 
     name: str
     unit: str

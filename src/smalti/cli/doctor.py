@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smalti.training.config import TokenizerTraining
 
 GIB = 2**30
-EXTRAS = {"web": "gradio", "onnx": "onnxscript", "check-web": "playwright"}
+EXTRAS = {"web": "uvicorn", "onnx": "onnxscript", "check-web": "playwright"}
 """Extra -> a package that comes with it alone."""
 
 BYTES_PER_WEIGHT = 20
@@ -31,7 +31,8 @@ together keep about as much."""
 MEMORY_SHARE = 0.8
 """The fraction of the free memory that a training may use."""
 ACCUMULATION_STEPS = (1, 2, 4, 8)
-"""Values of `run.accumulate` that are suggested. If even the largest does not suffice, a smaller recipe is suggested."""
+"""Values of `run.accumulate` that are suggested. If even the largest does not suffice, a smaller recipe is
+suggested."""
 MIN_FREE_DISK = 1.0
 """GiB of disk below which downloads and checkpoints will fail."""
 
@@ -154,8 +155,8 @@ def _weights() -> Iterator[tuple[str, str]]:
 def suggested_command(device: torch.device, memory: int) -> str:
     """A device and its free bytes -> a suggested first command.
 
-    On a GPU it uses the recipe f16 for photographs if a batch, whole or in parts, fits into memory; otherwise the recipe
-    small.
+    On a GPU it uses the recipe f16 for photographs if a batch, whole or in parts, fits into memory; otherwise the
+    recipe small.
     """
     from smalti.training.config import TokenizerTraining, resolve
 
@@ -216,7 +217,7 @@ def _warnings(memory: int) -> Iterator[str]:
             f"{available_cores()}"
         )
     if _free_disk(_cache()) < MIN_FREE_DISK * GIB:
-        yield f"there is little disk space for downloads in {_cache()}; free some, or set SMALTI_CACHE to another folder"
+        yield f"there is little disk space for downloads in {_cache()}; free some, or change SMALTI_CACHE"
     if _free_disk(Path.cwd()) < MIN_FREE_DISK * GIB:
         yield "there is little disk space here, and a run keeps two checkpoints; free some, or choose another --out"
     if memory < GIB:

@@ -232,8 +232,8 @@ def _sized(size: str | None, part: str) -> list[str]:
 
 
 def _held_out(given: float | None, model: Path, data: Path, source: Source) -> list[str]:
-    """The overrides for the held-out fraction: as given, or that
-    of the training if `model` is a run on these images."""
+    """The overrides for the held-out fraction: as given, or that of the training if `model` is a run on these
+    images."""
     import yaml
 
     from smalti.core.settings import parse_yaml

@@ -15,9 +15,8 @@ def fit(
     images: Annotated[
         Path,
         typer.Argument(
-            help="Images: a folder, a .txt list of paths, a .zip file, tar shards, a folder of a Hugging Face data set"
-            ", "
-            "or hf:NAME for one on the Hub."
+            help="Images: a folder, a .txt list of paths, a .zip file, tar shards, a folder of a Hugging Face data "
+            "set, or hf:NAME for one on the Hub."
         ),
     ],
     out: Annotated[

@@ -24,9 +24,8 @@ GridOption = Annotated[
     typer.Option(
         "--grid",
         metavar="HxW",
-        help="The prior's window in codes, height x width, for a checkpoint of another program that does not "
-        "store it, such as "
-        "the original's with a window that is not square.",
+        help="The prior's window in codes, height x width, for a checkpoint of another program that does not store "
+        "it, such as the original's with a window that is not square.",
     ),
 ]
 

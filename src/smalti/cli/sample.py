@@ -99,9 +99,8 @@ def sample(
     classifier: Annotated[
         str | None,
         typer.Option(
-            help="Keep the candidate that this classifier rates highest for --label: an ImageNet ResNet-50 file, "
-            "or a name such as "
-            "resnet50. Without it, the most likely candidate is kept."
+            help="Keep the candidate that this classifier rates highest for --label: an ImageNet ResNet-50 file, or "
+            "a name such as resnet50. Without it, the most likely candidate is kept."
         ),
     ] = None,
     batch: Batch = 16,
@@ -361,8 +360,8 @@ def reconstruct(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Scale and crop to this size; by default each image keeps its size, cropped "
-            "to a multiple of the downsampling factor."
+            help="Scale and crop to this size; by default each image keeps its size, cropped to a multiple of the "
+            "downsampling factor."
         ),
     ] = None,
     device: Device = "auto",

@@ -41,8 +41,8 @@ class Condition(ABC):
     unlabeled: int | None = None
     """The number of unlabeled pixels in a label map, None if there is none. It has no name."""
     smallest_grid: Grid = (1, 1)
-    """The smallest image (h,w) in codes that the condition supports:
-    the prior's window if it has a code per position."""
+    """The smallest image (h,w) in codes that the condition supports: the prior's window if it has a code per
+    position."""
     from_labels: bool = False
     """Whether its code is the label number of an image. Code shards store the labels, and no such prefix."""
     optional: bool = False

@@ -124,8 +124,8 @@ class LayoutSettings:
 
 _CODES_PER_BOX = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
-"""Property of an object -> its part of a number that is multiplied with the number of classes
-and added to the class."""
+"""Property of an object -> its part of a number that is multiplied with the number of classes and added to the
+class."""
 
 
 def truncate_objects(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
@@ -218,8 +218,8 @@ def _overlap(first: Box, second: Box) -> float:
 def _to_view(box: Box, view: Box) -> Box:
     """A box in an image -> in a part of it, moved and scaled.
 
-    A box that begins outside the part is moved to its border and keeps its width or height: so it was done where the
-    original's models were trained. What reaches beyond the part on the other side is cut off.
+    A box that begins outside the part is moved to its border and keeps its width or height, as in the training of the
+    original's models. What reaches beyond the part on the other side is cut off.
     """
     left = min(max((box.left - view.left) / view.width, 0.0), 1.0)
     top = min(max((box.top - view.top) / view.height, 0.0), 1.0)

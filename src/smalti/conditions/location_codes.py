@@ -19,8 +19,8 @@ ROUNDING = 1e-6
 
 
 class Box(NamedTuple):
-    """A part of an image, as fractions of its width and height from the left top: 0 to 1,
-    and beyond where it is cut."""
+    """A part of an image, as fractions of its width and height from the left top: 0 to 1, and beyond where it is
+    cut."""
 
     left: float
     top: float
@@ -126,8 +126,8 @@ def _covered(begin: float, length: float, count: int) -> range:
 
 
 def outline(box: Box, *, side: int) -> tuple[float, float, float, float]:
-    """A box -> the left, top, right and bottom of a rectangle in a preview of `side` pixels,
-    corners put right if exchanged."""
+    """A box -> the left, top, right and bottom of a rectangle in a preview of `side` pixels, with exchanged corners
+    corrected."""
     x = sorted((box.left * (side - 1), (box.left + box.width) * (side - 1)))
     y = sorted((box.top * (side - 1), (box.top + box.height) * (side - 1)))
     return x[0], y[0], x[1], y[1]

@@ -29,8 +29,8 @@ def read_segmentation(path: Path) -> Tensor:
 
 
 def read_normalized_depth(path: Path) -> Tensor:
-    """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest
-    depth spread to -1 and 1. Raises `DamagedImage`.
+    """A depth map, as read by `smalti.images.label_maps.read_depth` -> (1,H,W) float32, normalized to [-1,1]. Raises
+    `DamagedImage`.
     """
     return normalize_depth(torch.from_numpy(label_maps.read_depth(path, name=str(path))))[None]
 

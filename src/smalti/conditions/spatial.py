@@ -104,7 +104,7 @@ class SpatialCondition(Condition):
             1.0, *(min_side * factor / side for min_side, side in zip(self.settings.grid, (height, width), strict=True))
         )
         resizes = grid is not None or scale > 1
-        if grid is None:  # what rounding has taken from a side that just fits is given back
+        if grid is None:  # rounding may have shortened a side that just fits
             grid = (int(height * scale / factor + 1e-6), int(width * scale / factor + 1e-6))
             if scale > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
                 raise SmaltiError(
@@ -151,8 +151,8 @@ class SpatialCondition(Condition):
         return codes
 
     def _codes_tiled(self, value: Tensor, device: torch.device) -> Tensor:
-        """A large map that has its size -> its codes (1,h,w), in bounded memory:
-        of labels only strips have channels."""
+        """A large map that has its size -> its codes (1,h,w), in bounded memory: of labels only strips have
+        channels."""
         prepared = _KINDS[self.settings.kind].prepare(value)
         height, width = prepared.shape[-2:]
 
@@ -179,8 +179,8 @@ class SpatialCondition(Condition):
         return image if size == expected else self.resize_to_grid(image, grid=grid)[0]
 
     def _check(self, value: Tensor) -> None:
-        """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range
-        of its kind."""
+        """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range of its
+        kind."""
         if self.settings.kind == "edges" and _is_photograph(value):
             _channels(value, 3, "photograph")
         else:
@@ -314,8 +314,8 @@ def _gray(decoded: Tensor) -> Array:
 
 
 class _Kind(NamedTuple):
-    """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes
-    of a value that has its size."""
+    """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes of a value that has
+    its size."""
 
     channels: int
     image: Callable[[Tensor, int, str], Tensor]

@@ -63,8 +63,8 @@ class TextSettings:
 
 
 def train_vocabulary(captions: Iterable[str], *, max_size: int) -> str:
-    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text
-    of a JSON file.
+    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text of a JSON
+    file.
 
     Texts are normalized before they are split: Unicode's form NFKC, lower case, single spaces. The same captions give
     the same vocabulary, whatever their order.
@@ -166,8 +166,8 @@ class Text(UnsizedCondition):
         return constant_prefix(self.encode(values))
 
     def decode(self, codes: Iterable[int]) -> str:
-        """Codes -> the normalized text, without what is not a piece. A character
-        that was cut through becomes U+FFFD."""
+        """Codes -> the normalized text, without what is not a piece. A character that was cut through becomes
+        U+FFFD."""
         return str(self._tokenizer.decode([code for code in codes if code < self.settings.vocabulary])).strip()
 
     def preview(self, codes: Tensor) -> Array:

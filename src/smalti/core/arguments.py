@@ -12,8 +12,8 @@ from smalti.core.errors import SmaltiError
 
 
 def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
-    """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and
-    for less than `least`."""
+    """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and for less than
+    `least`."""
     wanted = "a whole number" if least is None else f"a whole number from {least} on"
     try:
         number = operator.index(value)

@@ -1,5 +1,5 @@
-"""How much memory and how many cores there are for this process; what is far beyond
-that is refused before anything is done."""
+"""How much memory and how many cores there are for this process; what is far beyond that is refused before anything is
+done."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def machine_memory() -> int:
 
 
 def available_cores() -> int:
-    """How many cores this process may use, at least 1: a batch system
-    or a container often allows fewer than the machine has."""
+    """How many cores this process may use, at least 1: a batch system or a container often allows fewer than the
+    machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 
 class SmaltiError(Exception):
-    """An error that a user can cause and fix. The command line prints its message without a traceback,
-    and exits with status 1."""
+    """An error that a user can cause and fix. The command line prints its message without a traceback, and exits with
+    status 1."""
 
 
 LISTED = 40
@@ -18,8 +18,8 @@ NEAREST = 5
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """The text after "unknown X": the nearest choice and all choices, or
-    of more than `LISTED` the nearest few and their number.
+    """The text after "unknown X": the nearest choice and all choices, or of more than `LISTED` the nearest few and
+    their number.
 
     >>> suggestion("smal", ["small", "demo"])
     "did you mean 'small'? There are: demo, small"

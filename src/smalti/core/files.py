@@ -126,8 +126,8 @@ def normalized(name: str) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Raise `OSError` for a value that is not an ordinary file: opening a pipe waits for a writer,
-    a device may never end."""
+    """Raise `OSError` for a value that is not an ordinary file: opening a pipe waits for a writer, a device may never
+    end."""
     special = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
     if special is not None:
         raise OSError(f"it is {special}, not a file")
@@ -155,7 +155,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON -> its value. Raises `ValueError` for what is none, and for brackets nested too deep to be read."""
+    """JSON -> its value. Raises `ValueError` for invalid JSON, and for brackets nested too deep to be read."""
     try:
         return json.loads(text)
     except RecursionError as error:

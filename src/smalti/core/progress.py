@@ -24,7 +24,7 @@ from rich.progress import (
 SECONDS_A_LINE = 10.0
 """Without a terminal, counting prints a line at most this often."""
 SHOWN = 6
-"""How many of the numbers of a report stand on one line; all are in `metrics.jsonl`."""
+"""How many of the numbers of a report are printed on one line; all are in `metrics.jsonl`."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -37,7 +37,7 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 def say(console: Console, sentence: str) -> None:
-    """Print a sentence on one line, letter for letter, whatever console a caller of ours made."""
+    """Print a sentence on one line, without markup, on any console."""
     console.print(sentence, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 

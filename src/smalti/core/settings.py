@@ -31,8 +31,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
-"""How much of a training: a number up to 1 is a fraction of it, a larger one a number
-of images (or of codes in stage 2)."""
+"""How much of a training: a number up to 1 is a fraction of it, a larger one a number of images (or of codes in stage
+2)."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -61,8 +61,8 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML -> its value. Raises `yaml.YAMLError` for what is none, brackets nested too deep, and dates
-    that there are not."""
+    """YAML -> its value. Raises `yaml.YAMLError` for invalid YAML, brackets nested too deep, and dates that there are
+    not."""
     try:
         return yaml.safe_load(text)
     except (RecursionError, ValueError) as error:
@@ -93,8 +93,8 @@ def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Write one `a.b=c` into nested `values`, in location; c is read as YAML. A section
-    that is None so far begins empty.
+    """Write one `a.b=c` into nested `values`, in location; c is read as YAML. A section that is None so far begins
+    empty.
 
     Raises `SmaltiError` for another form, and for a key below a single value.
     """
@@ -130,8 +130,8 @@ def as_mapping(value: Any) -> dict[str, Any]:
 
 
 def _distinct(items: Sequence[Any]) -> Iterator[Any]:
-    """The errors that say something: of the members of one list the first of each kind,
-    and no list is too short for its errors."""
+    """The errors that say something: of the members of one list the first of each kind, and no list is too short for
+    its errors."""
     seen: set[tuple[Any, ...]] = set()
     lists = {tuple(item["loc"][:-1]) for item in items if item["loc"]}
     for item in items:

@@ -68,8 +68,8 @@ def singular_values(matrix: Tensor, *, what: str) -> Tensor:
 
 
 def _scale(matrix: Tensor) -> float:
-    """The power of two, which changes no digit, that brings the largest entry near 1:
-    then no square leaves the range."""
+    """The power of two, which changes no digit, that brings the largest entry near 1: then no square leaves the
+    range."""
     largest = float(matrix.abs().amax()) if matrix.numel() else 0.0
     most = math.frexp(torch.finfo(matrix.dtype).max)[1] - 2
     return 2.0 ** max(-most, min(most, -math.frexp(largest)[1]))

@@ -87,7 +87,7 @@ def _rows_among(source: Source) -> list[_Row]:
 
 
 def _rows_of(data: Path, source: Source) -> list[_Row]:
-    """The captions in a file or a folder that somebody names."""
+    """The captions in a file or a folder that the caller names."""
     if data.is_dir():
         for name in TABLES:
             if (data / name).is_file():

@@ -42,11 +42,11 @@ class PartSettings:
 
 @settings
 class PrefixSettings:
-    """The codes of a condition before those of each image: how many there are to choose from,
-    and how many an image has.
+    """The codes of a condition before those of each image: how many there are to choose from, and how many an image
+    has.
 
-    `condition`: the plain values that its `save` gave, which wrote the rest into the folder.
-    `fingerprint` names what made them.
+    `condition`: the plain values that its `save` gave, which wrote the rest into the folder. `fingerprint` names what
+    made them.
     """
 
     size: int

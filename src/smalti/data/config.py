@@ -16,8 +16,8 @@ class ImageSettings:
     file_type: Literal["color", "labels", "depth", "edges"] = "color"
     """"color": images, of 1, 3 or 4 channels, as the model has. "labels": maps with one number per pixel, each of which
     has a channel of the model. "depth": maps of one channel, each spread from its nearest to its farthest. "edges": of
-    images, one channel, found as they are read. A tokenizer that says of
-    itself what it reads is given that when images are encoded."""
+    images, one channel, found as they are read. A tokenizer that says of itself what it reads is given that when images
+    are encoded."""
     unlabeled: Annotated[int, Field(ge=0, le=65535)] | None = None
     """For labels: the number in the files that stands for no label, say 255. The model's last channel is for it."""
     size: tuple[Positive, Positive] = (64, 64)

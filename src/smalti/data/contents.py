@@ -1,5 +1,5 @@
-"""Whether data is what a training began with, wherever it is now: by how many images there are,
-their names and sizes."""
+"""Whether data is what a training began with, wherever it is now: by how many images there are, their names and
+sizes."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ class FileType(ABC):
 
 
 class BrightnessLevels(FileType):
-    """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given,
-    and nothing more is to be said."""
+    """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given, and need no further
+    interpretation."""
 
     def compact(self, array: Array, channels: int) -> Tensor:
         return to_tensor(array)

@@ -155,8 +155,8 @@ class Crops:
         return self._full[index]
 
     def to_images(self, compact: Tensor) -> Tensor:
-        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32
-        for the tokenizer."""
+        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the
+        tokenizer."""
         return self.source.file_type.to_images(compact, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:

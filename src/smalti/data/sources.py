@@ -47,9 +47,8 @@ COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 OF_SCENES = {"labels": "segmentations", "depth": "depths"}
 """Kind -> where its files are in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
 TAKEN = (
-    "a folder, a .txt list of paths, a .zip file, .tar shards (one, a folder of them, or shards-{000..009}.tar), or a "
-    "data "
-    "set of Hugging Face (a folder of .parquet or .arrow files, or hf:NAME)"
+    "a folder, a .txt list of paths, a .zip file, .tar shards (one, a folder of them, or shards-{000..009}.tar), or "
+    "a data set of Hugging Face (a folder of .parquet or .arrow files, or hf:NAME)"
 )
 
 
@@ -63,7 +62,7 @@ class Source(ABC):
 
     @abstractmethod
     def stream(self, image: ImageEntry) -> Path | BinaryIO:
-        """Where the bytes of one image are. Raises `DamagedImage` when they cannot be had."""
+        """Where the bytes of one image are. Raises `DamagedImage` if they cannot be read."""
 
     @abstractmethod
     def length(self, image: ImageEntry) -> int:
@@ -266,8 +265,8 @@ class ShardSource(Source):
 
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
-    """The names of shards, below `path` or, where that is not a folder, below the deepest folder
-    that holds all of them."""
+    """The names of shards, below `path` or, where that is not a folder, below the deepest folder that holds all of
+    them."""
     root = path if path.is_dir() else Path(os.path.commonpath([shard.parent for shard in shards]))
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
@@ -369,8 +368,7 @@ def split(images: Iterable[ImageEntry], *, validation: float) -> tuple[tuple[Ima
 
     An image's side depends on the hash of its portable name alone, so adding images moves none that are there already.
     The one exception: of two or more images each side gets at least one, so in a tiny set the image with the lowest
-    (highest) hash stands in for an otherwise empty validation (training) side until others come. A single image
-    is for training.
+    (highest) hash is used for an otherwise empty validation (training) side. A single image is for training.
 
     Raises `SmaltiError` unless 0 < validation < 1.
     """

@@ -2,7 +2,7 @@
 
 A sample is all the files of a tar file that share a name up to the first dot: `cat/0001.jpg`, `cat/0001.cls`. The
 places of all members are read once, when the files are opened, so that images are had in any order, and a batch stays a
-function of seed and position alone. (WebDataset itself reads shards from front to back, and mixes what comes by.)
+function of seed and position alone. (WebDataset itself reads shards from front to back, and shuffles in a buffer.)
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class _Special(NamedTuple):
 
 
 def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
-    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to,
-    or all files of the folder.
+    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to, or all files of
+    the folder.
 
     What has none (a pipe, a device, a link to nothing in the archive) is left out, with a warning.
     """
@@ -266,7 +266,7 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
 def _as_text(value: Any) -> str | None:
     """A label as it is in JSON -> its text, "" where there is none, None for a value that is not a label.
 
-    1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` say nothing of a class.
+    1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` are not classes.
     """
     if value is None or isinstance(value, bool):
         return ""

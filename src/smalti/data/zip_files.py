@@ -53,8 +53,8 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
 
 
 def _linked(members: dict[str, ZipInfo], targets: dict[str, str]) -> dict[str, ZipInfo]:
-    """Members by name, and the texts of those that are links -> the files by name, in place
-    of links what they lead to."""
+    """Members by name, and the texts of those that are links -> the files by name, in place of links what they lead
+    to."""
     links = Links(
         {plain(name): member for name, member in members.items() if name not in targets},
         {plain(name): target_of(name, text) for name, text in targets.items()},

@@ -156,7 +156,7 @@ class _Coordinates(Annotator):
 class _ObjectCodes(Generic[T]):
     """The codes of the objects or figures of each image, in the part of it that is seen.
 
-    Their order says nothing, and a prior is shown many of them.
+    Their order has no meaning, and training shows a prior many orders.
     """
 
     listed: tuple[tuple[T, ...], ...]
@@ -165,7 +165,7 @@ class _ObjectCodes(Generic[T]):
     """`encode_layout` or `encode_keypoints`."""
     seed: int
     sizes: tuple[tuple[float, float] | None, ...]
-    """The (height, width) of each image for which they were written down, None where nobody says it."""
+    """The (height, width) of each image for which they were written down, None if it is unknown."""
     path: Path
     """Where they stand."""
 
@@ -189,16 +189,16 @@ class _ObjectFilter:
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
     smallest: Fraction = 0.0
-    """The least fraction of its image that the box of an object takes, as in the original;
-    smaller ones are left out."""
+    """The least fraction of its image that the box of an object takes, as in the original; smaller ones are left
+    out."""
 
 
 @final
 class _Objects(Annotator):
     """The objects of an image and their boxes; settings: those of `LayoutSettings`, and `smallest`.
 
-    `classes` keeps some of those that the annotations have, and `smallest` objects of some size;
-    all others are left out.
+    `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left
+    out.
     """
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
@@ -236,7 +236,7 @@ class _Objects(Annotator):
 
 @final
 class _Figures(Annotator):
-    """The keypoints of an image's figures; settings: those of `KeypointsSettings` but for the names of the points."""
+    """The keypoints of an image's figures; settings: those of `KeypointsSettings` except the names of the points."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         self.annotated = _annotations("keypoints", data)
@@ -370,5 +370,5 @@ ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int
     "keypoints": _Figures,
     "text": _Captions,
 }
-"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w)
-and the pixels per code."""
+"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels per
+code."""

@@ -95,7 +95,7 @@ class WritingSettings:
     batch: int = 64
     """Images per call of the encoder, at most."""
     workers: int = 0
-    """Processes that read images beside this one."""
+    """Additional processes that read images."""
 
 
 def write_codes(
@@ -110,9 +110,9 @@ def write_codes(
 
     Damaged images are left out. `progress` is called with the number of images done and their total.
 
-    False if the folder is there already and was made by the same tokenizer from the same images with the same
-    settings; otherwise `SmaltiError` names what differs. It is also raised when the size of the images
-    is not a multiple of the encoder's factor, when too many images are damaged, and if writing fails.
+    False if the folder is there already and was made by the same tokenizer from the same images with the same settings;
+    otherwise `SmaltiError` names what differs. It is also raised when the size of the images is not a multiple of the
+    encoder's factor, when too many images are damaged, and if writing fails.
     """
     copies, training, validation, prefix = settings.copies, images.training, images.validation, images.prefix
     if copies < 1:
@@ -160,8 +160,8 @@ def _saved(prefix: Prefix | None, folder: Path) -> PrefixSettings | None:
 
 
 def code_grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """The size (H, W) of an image -> (h, w) of its codes. Raises `SmaltiError` for sizes
-    that `factor` does not divide."""
+    """The size (H, W) of an image -> (h, w) of its codes. Raises `SmaltiError` for sizes that `factor` does not
+    divide."""
     height, width = image_size
     if height % factor or width % factor:
         raise SmaltiError(f"images of {height}x{width} pixels do not divide into codes of {factor}x{factor} pixels")
@@ -279,8 +279,8 @@ class _Part:
 
 @final
 class _Copies:
-    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what is beside it (copies, ...):
-    kept or left out together.
+    """Image index -> all its copies (copies, C, H, W), its label, and the copies of its conditions (copies, ...): kept
+    or left out together.
     """
 
     def __init__(self, dataset: Encodable, copies: int) -> None:

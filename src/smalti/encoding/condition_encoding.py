@@ -1,9 +1,8 @@
-"""The conditions of images: files beside them that become codes by a tokenizer of their own,
-and annotations of their parts.
+"""The conditions of images: files of the same names that become codes by a tokenizer of their own, and annotations of
+their parts.
 
-Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
-Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own,
-and its codes stand before those of the image.
+Notation: B batch, C channels, H W pixels, h w grid of codes, P prefix codes. Source: arXiv 2012.09841, section 3.2: the
+condition has a VQGAN of its own, and its codes stand before those of the image.
 """
 
 from __future__ import annotations
@@ -98,7 +97,8 @@ def paired_images(
     """The crops of training and held-out images, whose tokenizer has `factor` pixels per code -> the same
     with their condition.
 
-    Raises `SmaltiError` for a tokenizer that is none, for images without a condition and for sizes that do not divide.
+    Raises `SmaltiError` for a path without a tokenizer, for images without a condition and for sizes that do not
+    divide.
     """
     grid = code_grid(parts[0].size, factor)
     made = [_paired_condition(one, parts, grid=grid, factor=factor, device=device) for one in sources]

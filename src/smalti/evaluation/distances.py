@@ -35,7 +35,7 @@ class Gaussian(NamedTuple):
 
 @final
 class FeatureMoments(Accumulator):
-    """Features (B,D) as they come by -> their mean and covariance, in float64; memory D x D.
+    """Batches of features (B,D), one after the other -> their mean and covariance, in float64; memory D x D.
 
     Batches are merged by the parallel rule of Chan, Golub and LeVeque 1983 ("Algorithms for Computing the Sample
     Variance"), which loses no digits to a large mean. Works as well for D scores of each image instead of features.

@@ -140,7 +140,7 @@ class InceptionFeatures(FeatureNetwork):
 
 @final
 class SqueezeNetFeatures(FeatureNetwork):
-    """SqueezeNet 1.1, the small stand-in where Inception's weights cannot be had: D 512, S 1183, K 1000.
+    """SqueezeNet 1.1, the small replacement if Inception's weights are unavailable: D 512, S 1183, K 1000.
 
     Its features are the means of the last map over positions, its spatial features 7 channels of that 13x13 map, its
     logits those of ImageNet's classes. With PyTorch's initial weights.

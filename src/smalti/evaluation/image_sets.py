@@ -42,7 +42,7 @@ SHOWN, SHOWN_SIDE = 8, 160
 
 
 class Available(NamedTuple):
-    """A protocol whose network can be had here."""
+    """A protocol whose network's weights are available."""
 
     protocol: SetProtocol
     note: str
@@ -53,8 +53,8 @@ def with_available_network(protocol: SetProtocol) -> Available:
     """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of
     EfficientNet.
 
-    The weights are found, not read: whether they are damaged shows when the network is made.
-    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is not a folder.
+    The weights are found, not read: whether they are damaged shows when the network is made. Raises `SmaltiError` for a
+    `SMALTI_WEIGHTS` that is not a folder.
     """
     wanted = protocol.features.network
     weights = PUBLISHED.get(wanted)
@@ -88,7 +88,7 @@ def measure_sets(
     The reference is images or statistics. Those of images are kept in the file `statistics`, where one is given, and
     are read from it the next time instead of the images.
 
-    Raises `SmaltiError` for weights that cannot be had, sets of too few images, statistics of another network, and a
+    Raises `SmaltiError` for unavailable weights, sets of too few images, statistics of another network, and a
     file that holds other statistics.
     """
     features = protocol.features

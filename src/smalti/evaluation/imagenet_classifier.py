@@ -25,7 +25,7 @@ def read_classifier(name: str) -> LogitDistance:
     """The file of a ResNet-50 in torchvision's keys (.pth, .safetensors), or a name in `losses.logits.CLASSIFIERS`
     whose published weights are looked for -> the classifier, on the CPU.
 
-    Raises `SmaltiError` for a file that is damaged or holds something else, and for weights that cannot be had.
+    Raises `SmaltiError` for a file that is damaged or holds something else, and for unavailable weights.
     """
     if name in CLASSIFIERS and not Path(name).exists():
         return logit_distance(name)

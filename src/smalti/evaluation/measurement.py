@@ -71,7 +71,7 @@ def load_networks(
 ) -> PretrainedNetworks:
     """Names of LPIPS's backbones and a protocol -> the networks, on the device.
 
-    Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and noted.
+    Raises `SmaltiError` for unavailable weights; with `missing` "leave_out" they are left out and noted.
     """
     notes: list[str] = []
 

@@ -1,7 +1,7 @@
 """What is measured, from models and images to a `Measured`: a tokenizer, a prior, or two sets of images.
 
-Everything is a stream: memory does not depend on the number of images, but for their names, a few numbers of each, and
-the features that a protocol keeps.
+Everything is a stream: memory does not depend on the number of images, except for their names, a few numbers of each,
+and the features that a protocol keeps.
 """
 
 from smalti.evaluation.image_sets import measure_sets, with_available_network

@@ -29,7 +29,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 class Accumulator(abc.ABC):
-    """What is counted over images as they come by, in batches of any size, in any order, on any number of processes.
+    """Counts over images in batches of any size, in any order, on any number of processes.
 
     Each image is counted once: a sampler that repeats images, to make all processes' shares equal, changes the result.
     """

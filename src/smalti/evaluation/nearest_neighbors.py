@@ -160,8 +160,7 @@ def _pairs(a: Tensor, b: Tensor, chosen_a: Tensor, chosen_b: Tensor) -> Tensor:
 
 
 class Manifold(NamedTuple):
-    """How much two sets of images lie where the other does, measured by balls around them that reach to near
-    neighbors."""
+    """How much two sets of images overlap, measured by balls around them that reach to near neighbors."""
 
     precision: float
     """Fraction of the samples that are in the ball of some reference image: how many look real."""
@@ -217,7 +216,7 @@ def _radii(features: Tensor, *neighbors: int) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N,D), (M,D) -> (N,M); exactly 0 for features that are equal but for rounding, of which sets may have many."""
+    """(N,D), (M,D) -> (N,M); exactly 0 for features that are equal up to rounding, which sets may contain often."""
     lengths = a.square().sum(1)[:, None] + b.square().sum(1)
     distances = lengths - 2 * (a @ b.T)
     return distances.masked_fill_(distances < SAME * lengths, 0.0)

@@ -1,7 +1,7 @@
 """Images prepared for evaluation: read ahead by threads, resized and cropped; damaged ones are skipped and counted.
 
 Every image has an index, its number among those taken, which does not depend on batches or on the order in which they
-are read. Memory does not depend on the number of images, but for their names.
+are read. Memory does not depend on the number of images, except for their names.
 
 B batch, C channels, H W pixels, N images.
 """

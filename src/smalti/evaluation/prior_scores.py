@@ -166,7 +166,7 @@ def measure_prior(
     measured. With `protocol.samples`, generated images are compared with the data.
 
     Raises `SmaltiError` for images where the prior has other conditions than labels, unknown labels, codes of another
-    tokenizer, condition or grid, samples without images or features to compare them by, and weights that cannot be had.
+    tokenizer, condition or grid, samples without images or features to compare them by, and unavailable weights.
     """
     pipeline = pipeline.to(device)
     _check(pipeline, data, protocol)

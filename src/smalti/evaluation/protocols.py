@@ -96,7 +96,7 @@ class TokenizerProtocol:
       image writer did.
     - `similarity`: measures that need no weights. `lpips`: backbones of the perceptual distance.
     - `features`: scores of the set of reconstructions against the set of originals, or None.
-    - `missing`: where weights cannot be had, "refuse" ends with the error that says how to get them; "leave_out" goes
+    - `missing`: if weights are unavailable, "refuse" raises the error that says how to get them; "leave_out" goes
       on without that score, and the result says so.
     - `examples`: how many of the worst, of the median and of the best images are kept to be shown.
     """
@@ -149,22 +149,19 @@ SET_PROTOCOLS: dict[str, SetProtocol] = {
         features=FeatureProtocol(network="squeezenet"),
     ),
     "folder-vs-folder-efficientnet": SetProtocol(
-        about="As folder-vs-folder, in EfficientNet-Lite0's features, whose weights are installed with smalti: "
-        "to be compared with "
-        "each other only, never with FID.",
+        about="As folder-vs-folder, in EfficientNet-Lite0's features, whose weights are installed with smalti: to "
+        "be compared with each other only, never with FID.",
         features=FeatureProtocol(network="efficientnet"),
     ),
     "imagenet-val-50k-center256": SetProtocol(
-        about="50,000 images of 256x256, reconstructions or samples, against the 50,000 of ImageNet's "
-        "validation set, "
-        "scaled and center-cropped as by ADM.",
+        about="50,000 images of 256x256, reconstructions or samples, against the 50,000 of ImageNet's validation "
+        "set, scaled and center-cropped as by ADM.",
         samples=_VALIDATION,
         reference=_VALIDATION,
     ),
     "adm-train-stats": SetProtocol(
-        about="50,000 samples against an ADM reference file: FID and sFID against the training set's statistics "
-        "in it, "
-        "precision and recall against the images in it.",
+        about="50,000 samples against an ADM reference file: FID and sFID against the training set's statistics in "
+        "it, precision and recall against the images in it.",
         samples=ImageProtocol(count=50_000),
         features=FeatureProtocol(scores=(*_STREAMED, "precision", "recall")),
     ),
@@ -174,7 +171,7 @@ SET_PROTOCOLS: dict[str, SetProtocol] = {
 TOKENIZER_PROTOCOLS: dict[str, TokenizerProtocol] = {
     "tokenizer": TokenizerProtocol(
         about="All images, at the size the tokenizer was trained on; LPIPS and the Frechet distance in SqueezeNet's "
-        "features, which are small, and are left out where their weights cannot be had.",
+        "features, which are small, and are left out if their weights are unavailable.",
         features=FeatureProtocol(network="squeezenet", scores=("frechet",)),
         missing="leave_out",
     ),

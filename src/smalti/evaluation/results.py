@@ -40,12 +40,10 @@ DEFINITIONS: dict[str, str] = {
     "originals; 1 is none",
     "codes_in_use": "share of the codebook's codes that occur at least once in all images together",
     "perplexity": "exp(entropy in nats) of single codes over all images together, not a mean over batches: the "
-    "number "
-    "of equally frequent codes that would be as hard to guess",
+    "number of equally frequent codes that would be as hard to guess",
     "nats_per_code": "negative log-likelihood of a code given its condition and the codes before it; mean over codes",
     "bits_per_pixel": "nats per code / ln 2 x codes / pixels: bits of the code grid for each pixel of the image; "
-    "not the "
-    "likelihood of the pixels themselves",
+    "not the likelihood of the pixels themselves",
     "entropy_nats_per_code": "entropy in nats of single codes of the images measured: what knowing frequencies "
     "alone gives",
     "below_entropy": "1 - nats per code / unigram entropy",
@@ -159,7 +157,7 @@ def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> 
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A `result.json`, or a folder that holds one -> its plain values. Raises `SmaltiError` if it is none."""
+    """A `result.json`, or a folder that holds one -> its plain values. Raises `SmaltiError` for other files."""
     file = path / RESULT if path.is_dir() else path
     values = read_json(file)
     if not isinstance(values, dict) or not isinstance(values.get("smalti"), int) or "scores" not in values:

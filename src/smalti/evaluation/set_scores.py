@@ -1,4 +1,4 @@
-"""Two sets of images by their statistics -> the scores that a protocol asks for, named after the feature network."""
+"""Two sets of images by their statistics -> the scores of a protocol, named after the feature network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much alike two images are in structure: SSIM, and MS-SSIM over five scales.
+"""The structural similarity of two images: SSIM, and MS-SSIM over five scales.
 
 Notation: B batch, C channels, H W pixels.
 """

@@ -47,7 +47,7 @@ class _Reconstructions(NamedTuple):
     images: Tensor
     """(B,C,H,W) in [-1,1], on 8-bit levels"""
     back: Tensor
-    """(B,C,H,W) alike"""
+    """(B,C,H,W)"""
     codes: Tensor
     """(B,h,w)"""
 
@@ -74,8 +74,8 @@ def measure_tokenizer(
 ) -> Measured:
     """A tokenizer, which is moved to `device`, and images -> its reconstruction scores and codebook usage.
 
-    Raises `SmaltiError` for sizes that are not multiple of f, tokenizers of other than 1 or 3 channels, and weights
-    that cannot be had where the protocol does not leave them out.
+    Raises `SmaltiError` for sizes that are not multiple of f, tokenizers of other than 1 or 3 channels, and unavailable
+    weights where the protocol does not leave them out.
     """
     channels = tokenizer.settings.autoencoder.channels
     if channels not in (1, 3):

@@ -94,7 +94,7 @@ class Scale:
 
 
 def read_scales(path: Path) -> dict[str, Scale]:
-    """A `scales.yaml` -> the scales by name. Raises `SmaltiError` for what is none."""
+    """A `scales.yaml` -> the scales by name. Raises `SmaltiError` for other content."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise SmaltiError(f"{path} holds no scales; it maps the name of each to about, data, renders_scenes, settings")

@@ -193,8 +193,8 @@ def _wider(found: Tensor) -> Tensor:
 
 
 def _shown(shows: Tensor, box: tuple[float, float, float, float]) -> float:
-    """Where a class is seen (H,W), and a box as fractions -> the fraction of the box that shows it,
-    of one pixel at least."""
+    """Where a class is seen (H,W), and a box as fractions -> the fraction of the box that shows it, of one pixel at
+    least."""
     (H, W), (left, top, width, height) = shows.shape, box
     first_row, first_column = min(max(int(top * H), 0), H - 1), min(max(int(left * W), 0), W - 1)
     last_row = max(round((top + height) * H), first_row + 1)

@@ -137,7 +137,7 @@ def remarks(compared: Sequence[Compared]) -> Table:
 
 
 def not_measured(one: Compared) -> list[tuple[str, str]]:
-    """The scores whose weights could not be had, each with the reason."""
+    """The scores whose weights were unavailable, each with the reason."""
     return [(HEADS[score], reason) for score, reason in one.outcome["missing"].items()]
 
 

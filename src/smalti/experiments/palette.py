@@ -36,7 +36,7 @@ class Palette(nn.Module):
         super().__init__()
         self.quantizer = VQ(settings)
         autoencoder = AutoencoderSettings(patch_size=1, channel_multipliers=(1,))
-        self.settings = VQGANSettings(autoencoder=autoencoder, quantizer=settings)  # of the sizes that others ask for
+        self.settings = VQGANSettings(autoencoder=autoencoder, quantizer=settings)  # of the sizes that callers read
 
     @property
     def size(self) -> int:

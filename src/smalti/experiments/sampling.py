@@ -117,7 +117,7 @@ class SampleSettings(NamedTuple):
     size: tuple[int, int]
     """(H,W)"""
     with_frechet: bool
-    """Whether the weights of the feature network can be had."""
+    """Whether the weights of the feature network are available."""
 
 
 def generate_images(

@@ -44,9 +44,9 @@ class TokenizerMeasurement(NamedTuple):
 
     protocol: TokenizerProtocol
     missing: dict[str, str]
-    """Scores whose published weights cannot be had, and why not."""
+    """Scores whose published weights are unavailable, with the reason."""
     shown: int
-    """How many images are set down beside what the tokenizer makes of them."""
+    """How many images are saved with their reconstructions."""
 
     @classmethod
     def of(
@@ -110,7 +110,7 @@ class TokenizerMeasurement(NamedTuple):
 
 
 def available_networks() -> tuple[list[str], dict[str, str]]:
-    """The scores whose published weights can be had -> their names; and of the others, why not."""
+    """The names of the scores whose published weights are available, and the reasons for the others."""
     found: list[str] = []
     missing: dict[str, str] = {}
     for score, weights in WEIGHTS_OF_SCORES.items():

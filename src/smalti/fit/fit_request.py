@@ -1,4 +1,4 @@
-"""What `smalti fit` is asked to do, and the file that keeps it, with all decisions, for a run that resumes.
+"""The request of `smalti fit`, and the file that keeps it, with all decisions, for a run that resumes.
 
 `fit.json` in the output folder holds the request, the inspection, the lengths of the trainings and the steps that are
 finished. A resumed run reads its decisions there: it does not measure or decide again.

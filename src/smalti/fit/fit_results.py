@@ -47,8 +47,8 @@ class FitResults(NamedTuple):
     reconstructions: Tensor
     samples: Tensor
     previews: list[Array]
-    """The conditions of the samples as images (H,W,3) uint8; empty without conditions that are stored
-    with the codes."""
+    """The conditions of the samples as images (H,W,3) uint8; empty without conditions that are stored with the
+    codes."""
     captions: list[str]
     """What each sample is."""
     panorama: Tensor

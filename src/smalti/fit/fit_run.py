@@ -71,7 +71,7 @@ def request_for(
     if time:
         seconds_of(time)
     if stream and not (is_hub_name(images) or images.is_dir()):
-        raise SmaltiError(f"--stream is for data sets of Hugging Face, as hf:NAME, and {images} is none; leave it out")
+        raise SmaltiError(f"--stream is for data sets of Hugging Face, as hf:NAME, and {images} is not one; omit it")
     folder = images_folder(images)
     where = str(folder) if str(folder).startswith("hf:") else str(folder.resolve())
     return FitRequest(
@@ -104,7 +104,7 @@ def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
     """Images -> a generator in `out`, and the path of its report page. The same call again resumes.
 
     Raises `SmaltiError` for images that cannot be trained on, for a folder that holds something else or a fit of
-    another request, and when it is asked to stop.
+    another request, and on a signal to stop.
     """
     if is_one_of_several_processes():
         raise SmaltiError(

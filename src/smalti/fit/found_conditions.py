@@ -1,7 +1,6 @@
 """The conditions in and beside a folder of images: classes, captions, boxes, label maps, depths.
 
-What is found is usable if it is known of every image; otherwise the reason is kept, to be shown.
-H W pixels.
+What is found is usable if it is known of every image; otherwise the reason is kept, to be shown. H W pixels.
 """
 
 from __future__ import annotations
@@ -91,8 +90,8 @@ def find_conditions(source: Source, *, progress: Callable[[int, int], object]) -
 
 
 def chosen_conditions(found: Sequence[FoundCondition], *, without: Sequence[str]) -> tuple[FoundCondition, ...]:
-    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without`
-    that was not found."""
+    """Conditions that were found -> those to train on. Raises `SmaltiError` for a name in `without` that was not
+    found."""
     names = [each.name for each in found]
     for name in without:
         if name not in names:

@@ -41,8 +41,8 @@ class AnyOrderWindowDecoding(PriorDecoding):
         missing = request.missing_positions
         self.schedule = [[position] for position in every if missing[position.row, position.column]]
         self.generated_before: dict[CodePosition, list[int]] = {}
-        """Offsets in the window of the codes before a position
-        that were generated while its window stood still, in order."""
+        """Offsets in the window of the codes before a position that were generated while its window stood still, in
+        order."""
         for _, group in groupby(every, key=lambda position: position.window):
             offsets: list[int] = []
             for position in group:

@@ -104,7 +104,7 @@ def final_codes(steps: Iterator[Tensor]) -> Tensor:
 
 
 def generation_states(prior: Prior, request: GenerationRequest) -> Iterator[GenerationState]:
-    """As `generate`, with the progress and the time beside the codes."""
+    """As `generate`, with progress and time in addition to the codes."""
     began, total = time.monotonic(), request.num_missing
     for codes in generate(prior, request):
         yield GenerationState(codes, total - int((codes < 0).sum()), total, time.monotonic() - began)
@@ -147,7 +147,7 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
         invalid = int(known.max()) if known.max() >= prior.size else int(known.min())
         raise SmaltiError(
             f"the known code {invalid} is not one of this prior's {prior.size} codes; "
-            f"give 0 to {prior.size - 1}, or -1 where a code is to be generated"
+            f"give 0 to {prior.size - 1}, or -1 for codes to generate"
         )
     if not prior.knows_any_order:
         if request.order is not None:

@@ -36,7 +36,7 @@ class GenerationRequest:
     """The encoded condition values: a position of the prior's window -> prefix codes (B, P). A neighborhood
     transformer has one window, the whole image. `conditions.base.constant_prefix` makes one without positions."""
     known: Tensor
-    """(B, h, w) integers: codes to keep, and -1 where a code is to be generated. See `unknown_codes`."""
+    """(B, h, w) integers: codes to keep, and -1 for codes to generate. See `unknown_codes`."""
     _: KW_ONLY
     seeds: Tensor
     """(B,) int64, not negative. See `seed_range`."""
@@ -103,7 +103,7 @@ class GenerationRequest:
 
     @property
     def codes(self) -> Tensor:
-        """(B, h, w): the codes to start from, -1 where a code is to be generated."""
+        """(B, h, w): the codes to start from, -1 for codes to generate."""
         return self.known if self.resumed is None else self.resumed
 
     @property
@@ -113,7 +113,7 @@ class GenerationRequest:
 
     @property
     def missing_positions(self) -> Tensor:
-        """(h, w) bool on the CPU: where a code of any image is to be generated."""
+        """(h, w) bool on the CPU: True for codes that are generated in any image."""
         return (self.codes < 0).any(dim=0).cpu()
 
     @property

@@ -27,7 +27,7 @@ def is_name(text: str) -> bool:
 def fetched(name: str) -> Path:
     """A repository's name -> the folder on this machine with its models, downloaded where the cache does not have it.
 
-    Raises `SmaltiError` when it cannot be had, with the Hub's reason.
+    Raises `SmaltiError` if it cannot be downloaded, with the Hub's reason.
     """
     from huggingface_hub import snapshot_download  # slow to import, and only needed here
 

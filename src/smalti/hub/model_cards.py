@@ -196,8 +196,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 
 def _without_places(value: Any) -> Any:
-    """Plain values with the last part alone of each absolute path: where somebody keeps their images is nobody's
-    business."""
+    """Plain values with the last part alone of each absolute path: the folders of a user's images are private."""
     if isinstance(value, Mapping):
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):

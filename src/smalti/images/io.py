@@ -9,6 +9,7 @@ B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -107,8 +108,8 @@ def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Liter
     composited over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
     converted; color profiles are not applied. Of an animation the first frame is taken.
 
-    All is uint8, but for files with 16 bits: gray for one channel stays uint16, and so does everything where `bits` is
-    16 (gray and color from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
+    Arrays are uint8, except for files with 16 bits: gray for one channel stays uint16, and so does everything if `bits`
+    is 16 (gray and color from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
 
     Raises `DamagedImage` with `name` and the reason for whatever is not a whole image of a kind in
     `IMAGE_SUFFIXES`, or has more pixels than Pillow holds to be safe; and `SmaltiError` for other `channels`.
@@ -136,9 +137,10 @@ def read_covering(
 ) -> Covering:
     """An image file -> the smallest image of the same aspect that covers `size` (height, width), with up to 16 bits.
 
-    As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first
-    (it leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is requested.
-    That depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as `check_covering`.
+    As `read_image` and then `resize_to_cover`, except that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8
+    first (it leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is
+    requested. That depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as
+    `check_covering`.
     """
     _check_channels(channels)
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
@@ -171,7 +173,7 @@ def read_middle(source: Path | BinaryIO, size: tuple[int, int], *, channels: int
 
 
 def _full_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened file as it is to be seen."""
+    """(height, width) of an opened file, upright."""
     width, height = image.size if orientation(image) <= 4 else reversed(image.size)
     return height, width
 
@@ -254,6 +256,17 @@ def make_image_grid(images: Tensor, *, columns: int, gap: int) -> Tensor:
     return sheet
 
 
+def png_bytes(image: Tensor | Array, *, settings: Mapping[str, Any] = NO_SETTINGS) -> bytes:
+    """A (C, H, W) tensor in [-1, 1] or an (H, W, C) array -> a PNG file of it, as `save_png` writes it."""
+    array = to_array(image) if isinstance(image, Tensor) else image
+    assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"
+    text, stream = PngInfo(), io.BytesIO()
+    text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
+    file = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+    file.save(stream, format="PNG", pnginfo=text)
+    return stream.getvalue()
+
+
 def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, Any] = NO_SETTINGS) -> None:
     """Write a (C, H, W) tensor in [-1, 1] or an (H, W, C) array as a PNG file, with the settings (plain values) it
     was made by.
@@ -261,23 +274,19 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
     The settings stand as JSON in the PNG text under the keyword "smalti"; `read_settings` reads them back.
     Raises `SmaltiError` if writing fails.
     """
-    array = to_array(image) if isinstance(image, Tensor) else image
-    assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"
-    text = PngInfo()
-    text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
-    file = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
-    write_atomically(Path(path), lambda temporary: file.save(temporary, format="PNG", pnginfo=text))
+    data = png_bytes(image, settings=settings)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
-    read_image(
-        path, channels=3, name=str(path)
-    )  # the text may be behind the pixels, and damage is reported in one place
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=_formats()) as image:
-            text = image.text.get(SETTINGS_KEY) if isinstance(image, PngImageFile) else None
+def read_settings(source: Path | BinaryIO, *, name: str = "") -> dict[str, Any] | None:
+    """An image file, called `name` in errors -> the settings `save_png` wrote into it; None when it carries none.
+
+    Raises `DamagedImage`.
+    """
+    name = name or str(source)
+    read_image(source, channels=3, name=name)  # the text may be behind the pixels, and damage is reported in one place
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        text = image.text.get(SETTINGS_KEY) if isinstance(image, PngImageFile) else None
     try:
         found = parse_json(text) if text is not None else None
     except ValueError:  # another program's text under our keyword

@@ -49,16 +49,16 @@ def read_depth(source: Path | BinaryIO, *, name: str) -> npt.NDArray[np.float32]
     """A depth map -> its numbers as they are (H,W) float32.
 
     It is grayscale of 8 or 16 bits; a TIFF file of floats; or an `.npy` file of any numbers, (H,W), (1,H,W) or (H,W,1).
-    The four channels of a transparent image are the four bytes of a float32, least significant first: so the original's
-    data set keeps the inverse depths of MiDaS.
+    The four channels of a transparent image are the four bytes of a float32, least significant first, as the original's
+    data set stores the inverse depths of MiDaS.
 
-    Raises `DamagedImage` for colors (three channels that are alike are gray), numbers that are none, and damaged files.
+    Raises `DamagedImage` for colors (three equal channels are gray), NaN and infinite numbers, and damaged files.
     """
     numbers = _gray(read_any(source, name=name), name)
     with np.errstate(over="ignore"):  # what is too large becomes infinite
         depth = numbers.astype(np.float32)
     if not np.isfinite(depth).all():
-        raise DamagedImage(name, "holds numbers that are infinite or none (NaN), and a depth is finite everywhere")
+        raise DamagedImage(name, "holds infinite numbers or NaN, and a depth is finite everywhere")
     return depth
 
 
@@ -69,8 +69,8 @@ def read_any(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
 
 
 def normalize_depth(depth: Tensor) -> Tensor:
-    """Numbers of any range -> of the same shape in [-1,1], the least of them -1
-    and the greatest 1 (all -1 where all are equal).
+    """Numbers of any range -> of the same shape in [-1,1], the least of them -1 and the greatest 1 (all -1 where all
+    are equal).
 
     So the original makes depths comparable from image to image, before it crops or scales them.
     """

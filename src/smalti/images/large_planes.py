@@ -17,8 +17,8 @@ WHOLE = 2**24
 MOST_AT_ONCE = 2**22
 """Pixels of a strip."""
 REACH = 4
-"""Pixels of the larger of both planes beyond which no pixel counts: Lanczos has three lobes, and one is
-for rounding."""
+"""Pixels of the larger of both planes beyond which no pixel counts: Lanczos has three lobes, and one is for
+rounding."""
 
 
 def resize_plane(

@@ -64,8 +64,8 @@ def whole_tiles(known: Tensor | npt.NDArray[np.bool_], *, factor: int, image: tu
 
 
 def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
-    """An image file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0
-    and 1 become black and white.
+    """An image file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0 and 1 become black and
+    white.
 
     Raises `DamagedImage` for transparent pixels, which are neither, for masks that are dark everywhere without being
     black (their white would be lost), and for files that are not images.
@@ -91,8 +91,8 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
 
 
 def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A mask file (white is kept) of the image's own (height, width) -> (size) bool, scaled
-    and cropped as the image is.
+    """A mask file (white is kept) of the image's own (height, width) -> (size) bool, scaled and cropped as the image
+    is.
 
     Raises `SmaltiError` as `read_mask`, for a mask of another size than the image, and for one that keeps nothing.
     """

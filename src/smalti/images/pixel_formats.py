@@ -28,7 +28,7 @@ class GrayStorage(NamedTuple):
     """How a file holds single levels of gray."""
 
     most: int = 0
-    """The largest level that can be stored; 0 where nothing is to be done about it."""
+    """The largest level that can be stored; 0 if levels need no correction."""
     given: int = 0
     """The number that Pillow gives for it."""
     inverted: bool = False
@@ -85,12 +85,12 @@ def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8: 1 is upright, and the upper four are turned by a quarter."""
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # a damaged EXIF block does not mean damaged pixels
         return 1
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image -> the same as it is to be seen, by its EXIF orientation."""
+    """An image -> the same upright, by its EXIF orientation."""
     if orientation(image) == 1:  # most are, and are not copied
         return image
     try:
@@ -146,12 +146,12 @@ _WRONG_ORDER = {
 
 
 def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: GrayStorage = AS_GIVEN) -> Array:
-    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`:
-    how its file held them."""
+    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`: how its file held
+    them."""
     if image.mode == "F":
         raise ValueError(
-            "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "
-            "or read depths with images.file_type=depth"
+            "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, or read depths "
+            "with images.file_type=depth"
         )
     if image.mode.startswith(
         "I"

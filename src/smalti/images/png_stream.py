@@ -3,9 +3,8 @@
 Pillow writes images that it holds, and pypng (0.20220715) neither filters rows nor writes text. So here is the small
 part of the format that is needed: 8 bits per channel, one stream of zlib, not interlaced.
 
-Notation: C channels, H W pixels, r rows of a strip, n = W C bytes of a row.
-Source: Portable Network Graphics (PNG) Specification, third edition, W3C 2025: sections 5 (chunks),
-9 (filters), 12.7 (choice).
+Notation: C channels, H W pixels, r rows of a strip, n = W C bytes of a row. Source: Portable Network Graphics (PNG)
+Specification, third edition, W3C 2025: sections 5 (chunks), 9 (filters), 12.7 (choice).
 """
 
 from __future__ import annotations
@@ -37,12 +36,11 @@ _KEY = SETTINGS_KEY.encode("latin-1")
 def write_png(
     path: Path, strips: Iterable[Bytes], *, size: tuple[int, int], settings: Mapping[str, Any] = NO_SETTINGS
 ) -> None:
-    """Strips (r,W,C) uint8 of an image of `size` (H,W), from top to bottom -> a PNG file,
-    each strip written when it comes.
+    """Strips (r,W,C) uint8 of an image of `size` (H,W), from top to bottom -> a PNG file, each strip written when it
+    comes.
 
-    C is 1 (gray), 3 (color) or 4 (color and opacity). The settings stand in the file as `images.save_png` has them. The
-    file has its name when it is whole; whatever `strips` raises leaves none.
-    Raises `SmaltiError` if writing fails.
+    C is 1 (gray), 3 (color) or 4 (color and opacity). The settings are stored as by `images.save_png`. The file has its
+    name when it is whole; whatever `strips` raises leaves none. Raises `SmaltiError` if writing fails.
     """
     write_atomically(path, lambda temporary: _write(temporary, iter(strips), size, settings))
 
@@ -73,8 +71,8 @@ def _chunk(file: BinaryIO, name: bytes, data: bytes) -> None:
 
 
 def filtered(lines: Bytes, above: Bytes, channels: int) -> Bytes:
-    """Rows (r,n) and the one above them (1,n), zeros above the image -> rows (r,1+n), each
-    with its filter's number first.
+    """Rows (r,n) and the one above them (1,n), zeros above the image -> rows (r,1+n), each with its filter's number
+    first.
 
     Of the five filters each row takes the one with the least sum of absolute differences, the first of equals.
     """
@@ -101,8 +99,8 @@ class Head(NamedTuple):
 
 
 def read_head(path: Path) -> Head | None:
-    """A file -> the head of a PNG file, None for others and where it cannot be read; no pixel is, so
-    that it may have any size."""
+    """A file -> the head of a PNG file, None for others and where it cannot be read; no pixel is, so that it may have
+    any size."""
     chunks: list[tuple[bytes, bytes]] = []
     with suppress(OSError), open_file(path) as file:
         if file.read(len(SIGNATURE)) == SIGNATURE:
@@ -115,7 +113,7 @@ def read_head(path: Path) -> Head | None:
 
 
 def _plain(text: bytes) -> dict[str, Any] | None:
-    """Settings as they stand in a file; None for another program's text under our keyword."""
+    """Settings as stored in a file; None for another program's text under our keyword."""
     try:
         found = parse_json(text)
     except ValueError:

@@ -20,8 +20,7 @@ Filter: TypeAlias = Literal["lanczos", "nearest"]
 PixelBox: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, in pixels."""
 MOST_COVERING = 2**24
-"""Pixels of an image that covers a size, beyond which it is to be no larger than its file's image
-or 8 times the size."""
+"""Pixels of an image that covers a size, above which it may be no larger than its file's image or 8 times the size."""
 
 
 def resize_shorter(array: Array, size: int) -> Array:
@@ -56,8 +55,8 @@ def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
 
 
 def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether an image of size `full` is so long and thin that covering `size` takes a multiple
-    of the memory of either.
+    """Whether an image of size `full` is so long and thin that covering `size` takes a multiple of the memory of
+    either.
 
     A file of 1 x 6000 pixels has a hundred bytes, and covers 256 x 256 as 256 x 1,536,000.
     """
@@ -66,8 +65,8 @@ def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
-    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory
-    for the image and the result."""
+    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory for the image and the
+    result."""
     full = (array.shape[0], array.shape[1])
     if not is_excessive(full, size):
         return center_crop(resize_to_cover(array, size, filter=filter), size)

@@ -1,1 +1,2 @@
-"""CPU kernels: one `.py` and one `.c` each, and `native`, which compiles them. Nothing else knows that they exist."""
+"""CPU kernels: one `.py` and one `.c` each, and `native`, which compiles them. No other package depends on their
+existence."""

@@ -39,8 +39,8 @@ class DecodableBlock(nn.Module, abc.ABC):
     """A transformer block of a prior, (B, T, D) and a context -> (B, T, D), that the C file can compute for few codes.
 
     `forward(x, context, *, rotation, query_index)`: `context` holds what the codes of earlier calls left, such as a
-    cache. `rotation` is of blocks that rotate queries and keys. With `query_index`
-    (B, t) the output is (B, t, D), and of the other codes only keys and values are computed.
+    cache. `rotation` is of blocks that rotate queries and keys. With `query_index` (B, t) the output is (B, t, D), and
+    of the other codes only keys and values are computed.
     """
 
     @abc.abstractmethod

@@ -1,5 +1,5 @@
 """What scores an image: pixel losses, the perceptual distance, and the discriminator with its adversarial losses.
 
-Models compute, losses score, the loop talks: everything here maps tensors to tensors and knows no logger, no step
+Models compute, losses score, the loop talks: everything here maps tensors to tensors and has no logger, no step
 counter and no device.
 """

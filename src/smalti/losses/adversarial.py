@@ -19,8 +19,7 @@ from smalti.core.distributed import all_reduce_mean
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Logits -> (): half of mean relu(1 - real) + mean relu(1 + fake). The default of VQGAN.
 
-    Lim and Ye 2017, "Geometric GAN". It is 1 where all logits are 0 and 0 where every
-    logit is beyond the margin.
+    Lim and Ye 2017, "Geometric GAN". It is 1 where all logits are 0 and 0 where every logit is beyond the margin.
     """
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
@@ -96,9 +95,9 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
     Mescheder, Geiger and Nowozin 2018, "Which Training Methods for GANs do actually Converge?", equation 9: the mean
     over images of |grad D|^2, of which the discriminator's loss gets gamma / 2. There D gives an image one logit. Here
     the gradient is that of the sum of an image's logits, and its square is divided by their number: were the patches
-    apart, the mean over patches of their own penalties. So images of any size weigh alike.
+    apart, the mean over patches of their own penalties. So images of any size have the same weight.
 
-    `images` must ask for gradients, and each image's logits must depend on that image alone (no BatchNorm).
+    `images` must require gradients, and each image's logits must depend on that image alone (no BatchNorm).
     """
     (gradient,) = torch.autograd.grad(real.sum(), images, create_graph=True)
     precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))

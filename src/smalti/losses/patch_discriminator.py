@@ -22,13 +22,13 @@ from smalti.losses.base import Discriminator, spectrally_normalized
 
 @final
 class ActNorm(nn.Module):
-    """(B,C,h,w) -> scale * (x + loc), with a `loc` and a `scale` for each channel,
-    which no batch moves after the first.
+    """(B,C,h,w) -> scale * (x + loc), with a `loc` and a `scale` for each channel, which no batch moves after the
+    first.
 
     Kingma and Dhariwal 2018, "Glow", section 3.1. The first forward in training mode sets both so that its own result
     has mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on
-    its image alone. In evaluation before that, they are used as they are. `initialized`, uint8 (),
-    is kept with the weights.
+    its image alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the
+    weights.
 
     Several processes start from the batches of all, as one process would, so that their copies stay alike.
     """
@@ -58,8 +58,8 @@ class ActNorm(nn.Module):
 
 
 class Norm(NamedTuple):
-    """How to make a normalization layer for this many channels,
-    and whether the convolution before it keeps its bias."""
+    """How to make a normalization layer for this many channels, and whether the convolution before it keeps its
+    bias."""
 
     build: Callable[[int], nn.Module]
     bias: bool
@@ -113,8 +113,8 @@ class PatchSettings:
 
 @final
 class PatchDiscriminator(Discriminator):
-    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w),
-    where h = floor(H / (patch_size * 2**layers)) - 2, and w alike.
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (patch_size * 2**layers)) - 2, and w
+    alike.
 
     PatchGAN (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2), as
     used by VQGAN (Esser et al. 2021). Convolution weights begin as N(0, 0.02), the scales of the norms as N(1, 0.02).

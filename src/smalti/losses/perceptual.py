@@ -109,8 +109,8 @@ def squeezenet() -> Backbone:
 
 
 def squeezenet_classifier() -> nn.Sequential:
-    """SqueezeNet's last feature map (B,512,h,w) -> a map of its logits (B,1000,h,w),
-    in torchvision's numbers (dropout is 0)."""
+    """SqueezeNet's last feature map (B,512,h,w) -> a map of its logits (B,1000,h,w), in torchvision's numbers (dropout
+    is 0)."""
     return nn.Sequential(nn.Identity(), nn.Conv2d(512, 1000, 1), nn.ReLU())
 
 
@@ -145,7 +145,7 @@ BACKBONES: dict[str, BackboneSource] = {
 
 @final
 class Perceptual(nn.Module):
-    """Images (B,C,H,W) and others alike, in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
+    """Two batches of images (B,C,H,W), in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
 
     In each of the backbone's feature maps the vector at every position is divided by its length; the squared
     differences are weighted for each channel, summed over channels, averaged over positions, and summed over the maps
@@ -221,7 +221,7 @@ class Perceptual(nn.Module):
         channels, height, width = images.shape[1:]
         if channels not in (1, 3):
             raise SmaltiError(
-                f"the perceptual distance knows images of 1 or 3 channels, these have {channels}; set its weight to 0"
+                f"the perceptual distance takes images of 1 or 3 channels, these have {channels}; set its weight to 0"
             )
         smallest = self.backbone.smallest
         if min(height, width) < smallest:
@@ -232,18 +232,17 @@ class Perceptual(nn.Module):
 
 
 def _distance_of_maps(target: Tensor, features: Tensor, weight: Tensor) -> Tensor:
-    """Target (B,D,h,w) of length 1 at every position, features (B,D,h,w) of any length, weight (1,D,1,1)
-    or larger -> (B,)."""
+    """Target (B,D,h,w) of length 1 at every position, features (B,D,h,w) of any length, weight (1,D,1,1) or larger ->
+    (B,)."""
     result: Tensor = _DistanceOfMaps.apply(target, features, weight)  # type: ignore[no-untyped-call]
     return result
 
 
 @final
 class _DistanceOfMaps(torch.autograd.Function):
-    """`Perceptual.distance` in one map, the normalization of its second argument included, in a third
-    of the passes over memory:
-    large early maps took a fifth of the time of the whole distance. Differentiable once, and only with respect to
-    `features`: a second derivative would be wrong without a word."""
+    """`Perceptual.distance` in one map, the normalization of its second argument included, in a third of the passes
+    over memory: large early maps took a fifth of the time of the whole distance. Differentiable once, and only with
+    respect to `features`: a second derivative would be wrong without a word."""
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, features: Tensor, weight: Tensor) -> Tensor:
@@ -257,8 +256,8 @@ class _DistanceOfMaps(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
-        """With u = features / (length + epsilon) and G = dL/du:
-        G / (length + epsilon) less its part along the features."""
+        """With u = features / (length + epsilon) and G = dL/du: G / (length + epsilon) less its part along the
+        features."""
         features, weighed, length = ctx.saved_tensors
         share = gradient.reshape(-1, 1, 1, 1) * (2.0 / (features.shape[2] * features.shape[3]))
         outward = share / (length + EPSILON)  # (B,1,h,w)

@@ -31,8 +31,8 @@ def bce(images: Tensor, reconstructions: Tensor) -> Tensor:
     mean over C,H,W.
 
     Each channel predicts by itself whether the pixel has its label, so labels may also overlap. The original's loss for
-    segmentations. The logits are unbounded; targets outside [0, 1], such as images in [-1, 1],
-    make it fall without end.
+    segmentations. The logits are unbounded; targets outside [0, 1], such as images in [-1, 1], make it fall without
+    end.
     """
     return F.binary_cross_entropy_with_logits(reconstructions, images, reduction="none").mean((1, 2, 3))
 

@@ -58,8 +58,8 @@ class RandomMixing(nn.Module):
     """Feature maps (B,D,h,w), finest first -> maps (B,M,h,w): random convolutions that never learn (section 3.2).
 
     Across channels a 1x1 convolution; across scales, from the deepest map to the finest, the sum of a map and of the
-    deeper one doubled, through a 3x3 convolution. Weights are drawn as by Kaiming He, so that the size
-    of features stays.
+    deeper one doubled, through a 3x3 convolution. Weights are drawn as by Kaiming He, so that the size of features
+    stays.
     """
 
     def __init__(self, widths: tuple[int, ...], width: int, *, scales: bool, generator: torch.Generator) -> None:
@@ -88,8 +88,8 @@ class RandomMixing(nn.Module):
 
 @final
 class HeadConvolution(nn.Conv2d):
-    """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around,
-    by Winograd's products where they pay."""
+    """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around, by Winograd's products where they
+    pay."""
 
     def forward(self, x: Tensor) -> Tensor:
         if winograd.is_supported(x, self.weight):
@@ -151,7 +151,7 @@ class ProjectedDiscriminator(Discriminator):
         if channels != self.settings.channels or channels not in (1, 3):
             raise SmaltiError(
                 f"the projected discriminator was made for images of {self.settings.channels} channels, these have "
-                f"{channels}; it knows 1 and 3, for others use the discriminator named patch"
+                f"{channels}; it takes 1 and 3, for others use the discriminator named patch"
             )
         if min(height, width) < SMALLEST:
             raise SmaltiError(

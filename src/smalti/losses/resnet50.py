@@ -1,8 +1,8 @@
 """ResNet-50: scaled color images -> the logits of ImageNet's classes, in torchvision's key names.
 
 He, Zhang, Ren and Sun 2015, "Deep Residual Learning for Image Recognition", table 1, with the stride in the 3x3
-convolution (torchvision's choice, known as v1.5). Only what a frozen network needs:
-the norms use their stored statistics, always.
+convolution (torchvision's choice, known as v1.5). Only what a frozen network needs: the norms use their stored
+statistics, always.
 
 Notation: B batch, C channels, H W pixels, h w grid of a feature map, K classes.
 """
@@ -38,8 +38,8 @@ class StoredNorm(nn.Module):
 
 @final
 class Bottleneck(nn.Module):
-    """(B,C,h,w) -> (B,4M,h/stride,w/stride): 1x1 down to M channels, 3x3, 1x1 up to 4M,
-    around a shortcut (figure 5)."""
+    """(B,C,h,w) -> (B,4M,h/stride,w/stride): 1x1 down to M channels, 3x3, 1x1 up to 4M, around a shortcut (figure
+    5)."""
 
     def __init__(self, channels: int, middle: int, *, stride: int) -> None:
         super().__init__()

@@ -47,8 +47,8 @@ class Prior(nn.Module, abc.ABC):
         null_code: int | None,
     ) -> None:
         """`size`: image codes K. `condition_start`: the number of the first condition code in the vocabulary, 0 if
-        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix,
-        None without one.
+        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix, None without
+        one.
         """
         super().__init__()
         self.size, self.prefix_length, self.grid, self.order = size, prefix_length, grid, order

@@ -125,7 +125,7 @@ class GPT(Prior):
         return logits
 
     def _positions(self, start: int, end: int, columns: int) -> Tensor:
-        """Learned positions of what stands at `start` to `end` of the sequence: (T, D)."""
+        """Learned positions `start` to `end` of the sequence: (T, D)."""
         learned = self.positions.weight  # (block, D)
         if columns == self.grid[1] or self.order != "raster":
             assert end <= len(learned), f"{end} codes and {len(learned)} positions"

@@ -246,8 +246,8 @@ class Neighborhood(Prior):
         return prefix
 
     def embed(self, left: Tensor, above: Tensor, maps: Tensor) -> Tensor:
-        """The codes to the left and above of places, K where there is none (B, T),
-        and the maps there (B, M, T) -> (B, T, D)."""
+        """The codes to the left and above of places, K where there is none (B, T), and the maps there (B, M, T) -> (B,
+        T, D)."""
         x = self.left(left) + self.above(above)
         for number, hint in enumerate(self.hints):
             x = x + hint(maps[:, number])

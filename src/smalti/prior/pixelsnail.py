@@ -88,7 +88,7 @@ class PixelSNAIL(Prior):
     convolutions and attention carry it on to later places, never to earlier ones. Otherwise all positions get the mean
     of its codes, each weighted number by number by what is learned for its position; that suits a label or a
     coordinate, and is little for a long list such as a layout. Logits before the last prefix code would be of prefix
-    codes, which nobody asks for; there the head reads zeros.
+    codes, which are never used; there the head reads zeros.
 
     A cache holds the codes so far and, of each position, what convolutions read and attention made, so that a code that
     follows costs the work of one position. Attention reads the rows and columns of the window, in a narrower one as in
@@ -133,7 +133,7 @@ class PixelSNAIL(Prior):
         end = cache.length + new
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
-        # The last prefix code stands where the first image code is scored: that is position 0.
+        # The last prefix code is at the position that scores the first image code: position 0.
         without_position = min(max(self.prefix_length - 1 - cache.length, 0), new)
         all_codes = cache.append("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
         cache.advance(without_position)

@@ -67,8 +67,8 @@ class TransformerSettings:
     """Rotations fall from 1 radian a code toward 1 / this. Grids are tens of codes wide, not thousands: RoPE for images
     takes 100 (2403.13298) where language, and LlamaGen, take 10000."""
     prefix_rotation: Literal["still", "erased"] = "still"
-    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike:
-    LlamaGen multiplies them with an empty row of its table of rotations."""
+    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix in the same
+    way: LlamaGen multiplies them with an empty row of its table of rotations."""
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     """What is added to the mean square of a vector before it is normalized."""
 
@@ -94,7 +94,7 @@ class Transformer(Prior):
     not rotated; it has a learned position, which also distinguishes it from the image code at (0, 0).
 
     The codes of a map are rotated like the image codes of their positions, and the map's code at the position of
-    the next image code is added to the input of the current one: so the prior follows a map from the first training
+    the next image code is added to the input of the current one. Thus the prior follows a map from the first training
     steps on (docs/log.md). The paper's GPT has to learn by attention which code of the map belongs to which
     position.
 
@@ -190,14 +190,14 @@ class Transformer(Prior):
         order, columns = self._order(cache), cache.columns
         index = torch.arange(start, end, device=order.device) - (self.prefix_length - 1)
         position = order[..., index.clamp(0, order.shape[-1] - 1)]
-        # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
+        # A window that is narrower than the prior's own has maps without information, the same everywhere.
         return position // columns * self.grid[1] + position % columns
 
     def _rotation_tables(self, start: int, end: int, cache: Cache) -> Rotation:
         """The rotation of the queries and keys of places `start` to `end` of the sequence.
 
-        Both by the code's own position; with the order "any" queries that predict an image code by
-        that code's position.
+        Both by the code's own position; with the order "any" queries that predict an image code by that code's
+        position.
         """
         if not self.knows_any_order:
             own = self.rotation(start, end, cache)

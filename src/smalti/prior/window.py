@@ -37,8 +37,8 @@ def placement(index: int, length: int, window: int, *, middle: Middle = after_mi
     """Index i of a code along one axis of `length` codes -> its index in the `window` that stands over it.
 
     The code is at the window's middle, except near the two ends, where the window stops at the border. With
-    `after_middle` and even n it is the rule of the original code: i where i <= n/2,
-    n - (N - i) where N - i < n/2, and n/2 elsewhere.
+    `after_middle` and even n it is the rule of the original code: i where i <= n/2, n - (N - i) where N - i < n/2, and
+    n/2 elsewhere.
     """
     assert 0 <= index < length
     assert window <= length

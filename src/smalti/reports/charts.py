@@ -372,8 +372,8 @@ def _dashes(number: int) -> tuple[float, ...]:
 def _svg(figure: Figure) -> Markup:
     """A figure -> the content of its `<svg>`: placeholders are CSS variables, and names of artists are classes.
 
-    Ids go, which would stand on a page once for each chart, and so does the style sheet,
-    which would apply to all of it.
+    Ids go, which would stand on a page once for each chart, and so does the style sheet, which would apply to all of
+    it.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=_NO_METADATA)

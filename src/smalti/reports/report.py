@@ -1,8 +1,8 @@
 """A report is a jinja2 template and values; written, it is one HTML file that needs no network, script or font.
 
 Templates extend `reports/report.html` and lay their content out with the macros of `reports/blocks.html`. All text is
-escaped. The values that need more than text are here: images, key figures, tables.
-H W pixels. Images are uint8, (H, W, 3) color or (H, W) gray.
+escaped. The values that need more than text are here: images, key figures, tables. H W pixels. Images are uint8, (H, W,
+3) color or (H, W) gray.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class Canvas:
         self.standing: list[Standing] = []
 
     def below(self, curve: Floats) -> tuple[slice, Floats, Floats]:
-        """A line (w,) of v -> the rows it touches or leaves above, how far each point is below it,
-        and its soft cover."""
+        """A line (w,) of v -> the rows it touches or leaves above, how far each point is below it, and its soft
+        cover."""
         top = int(clamp(np.floor(curve.min() * self.height) - 1, 0, self.height))
         rows = slice(top, self.height)
         under = self.rows[rows, None] - curve[None, :]

@@ -215,7 +215,7 @@ def _details(facts: Visible, rng: Rng) -> list[str]:
 
 
 def _sky(facts: Visible, rng: Rng) -> list[str]:
-    """What can be stated of the sky but for the moon, each by itself."""
+    """What can be stated about the sky, except the moon, each separately."""
     phrases = []
     if facts.clouds is not None:
         if facts.clouds == 0:

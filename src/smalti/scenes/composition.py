@@ -4,8 +4,8 @@ Places: u runs to the right with 0 in the middle, v down from the top edge, both
 shows more of the same land. Nothing here knows how many pixels the image has.
 
 The ground is a level plane seen from `EYE` meters above it: what lies `s` below the horizon is `EYE / s` meters away,
-and a meter there is `s / EYE` high. Hills are bands that stand before each other, each with a crest
-that rises above its plane.
+and a meter there is `s / EYE` high. Hills are bands that stand before each other, each with a crest that rises above
+its plane.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _lake(generator: np.random.Generator, season: str, horizon: float) -> Lake:
 
 
 def _bands(generator: np.random.Generator, season: str, horizon: float, shore: float) -> tuple[Band, ...]:
-    """Far hills, the middle ground, and near ground: behind the lake's far `shore` and before it,
-    or without a lake (0)."""
+    """Far hills, the middle ground, and near ground: behind the lake's far `shore` and before it, or without a lake
+    (0)."""
     meadows = palettes.SEASON[season].meadows
 
     def band(below: float, rise: float, tilt: float, frequency: float, woods: float, *, forest: float) -> Band:

@@ -50,8 +50,8 @@ def extent(house: House) -> tuple[float, float, float]:
 
 
 def keypoints(house: House) -> tuple[Point, ...]:
-    """Roof apex, then the gable wall's corners: eave left, eave right, foot right, foot left; in units
-    of its height."""
+    """Roof apex, then the gable wall's corners: eave left, eave right, foot right, foot left; in units of its
+    height."""
     half = house.gable / 2
     return ((0.0, -1.0), (-half, -house.eave), (half, -house.eave), (half, 0.0), (-half, 0.0))
 

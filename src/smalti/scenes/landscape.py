@@ -227,8 +227,8 @@ def _flowers(
 
 
 def _woods(canvas: Canvas, plan: Composition, band: Band, crest: Floats, air: Air) -> None:
-    """A far wood on a crest: three rows of tree tops, each a comb of its own pitch,
-    where a slow wave lets them stand."""
+    """A far wood on a crest: three rows of tree tops, each a comb of its own pitch, where a slow wave lets them
+    stand."""
     rng_row = band.lattice[0]
     gate = profile(band.lattice[1:4], canvas.columns - 3, frequency=2.3, gain=0.5, smooth=True)
     stand = clamp((gate - (0.55 - 1.15 * band.woods)) * 3.5, 0, 1)

@@ -1,8 +1,8 @@
 """(seed, index, size) -> a painted landscape with everything that can be known about it.
 
-Season and time of day are its twelve classes; segmentation, depth, edges, boxes and keypoints come
-from the same painting and are exact. The same index at another size is the same landscape: finer where it is higher,
-more of the land where it is wider.
+Season and time of day are its twelve classes; segmentation, depth, edges, boxes and keypoints come from the same
+painting and are exact. The same index at another size is the same landscape: finer where it is higher, more of the land
+where it is wider.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def _developed(canvas: Canvas, plan: Composition, label: str) -> Scene:
 
 
 def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
-    """Canvas -> `identity` (H,W) and `depth` (H,W) of the pixels: those of the second nearest
-    of each pixel's four points.
+    """Canvas -> `identity` (H,W) and `depth` (H,W) of the pixels: those of the second nearest of each pixel's four
+    points.
 
     That is the item that three of them show, and the nearer one of two against two.
     """

@@ -1,5 +1,4 @@
-"""A composition and positions along it -> the lie of the land there: where each fold's crest is
-and how near it comes."""
+"""A composition and positions along it -> the relief there: where each fold's crest is and how near it comes."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from smalti.scenes.textures import Floats, profile
 
 
 class Fold(NamedTuple):
-    """A band of ground, or the lake, at positions (w,): its crest's v,
-    and how far below the horizon its plane lies there.
+    """A band of ground, or the lake, at positions (w,): its crest's v, and how far below the horizon its plane lies
+    there.
 
     A point `under` below the crest is `EYE / (under + drop)` meters away.
     """

@@ -55,7 +55,7 @@ def write_scenes(
     `images`, `segmentations` (palette, the values of `LABELS`), `depths` (16 bit) and `edges` hold `CLASS/INDEX.png`;
     `objects.json` has a line per image, `images/metadata.jsonl` its captions, `scenes.json` says what all of it means.
     The same call again finishes what was interrupted and leaves a finished folder as it is. `workers` processes (None:
-    one for each core it may use) share the work and do not change a byte; a script that asks for more than one needs
+    one for each core it may use) share the work and do not change a byte; a script that uses more than one needs
     the guard `if __name__ == "__main__":`, as they are started afresh. `progress` is called now and then with how many
     images are done.
 
@@ -101,8 +101,8 @@ def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]
 
 
 def scene_labels(segmentations: Path) -> tuple[str, ...]:
-    """The folder of the segmentations of scenes -> what their labels are called, in order;
-    of any other folder nothing is known."""
+    """The folder of the segmentations of scenes -> what their labels are called, in order; of any other folder nothing
+    is known."""
     description_file = segmentations.parent / "scenes.json"
     known = read_json(description_file) if segmentations.name == "segmentations" and description_file.is_file() else {}
     labels = known.get("labels", []) if isinstance(known, dict) else []

@@ -57,8 +57,8 @@ def inhabit(canvas: Canvas, plan: Composition, placed: list[tuple[Foot, Tree | H
 
 
 def _window(canvas: Canvas, left: int, top: int, height: int, width: int) -> tuple[slice, slice, slice, slice] | None:
-    """Where an image of that size lands: rows and columns of the canvas, then of the image;
-    None where it is outside."""
+    """Where an image of that size lands: rows and columns of the canvas, then of the image; None where it is
+    outside."""
     y0, y1, x0, x1 = max(top, 0), min(top + height, canvas.height), max(left, 0), min(left + width, canvas.width)
     if y0 >= y1 or x0 >= x1:
         return None

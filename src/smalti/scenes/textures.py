@@ -84,8 +84,8 @@ def _between(first: Floats, second: Floats, share: Floats) -> Floats:
 def profile(lattice: Floats, positions: Floats, *, frequency: float, gain: float, smooth: bool) -> Floats:
     """A lattice (octaves, 64) of values and positions (w,) -> a fractal line (w,), about in the lattice's own range.
 
-    `frequency` is lattice points per unit of the first octave; each next octave has twice that
-    and `gain` times the height.
+    `frequency` is lattice points per unit of the first octave; each next octave has twice that and `gain` times the
+    height.
     """
     octaves = np.arange(len(lattice))
     scaled = positions[None, :] * (frequency * 2.0**octaves)[:, None] + 17.0 * octaves[:, None]

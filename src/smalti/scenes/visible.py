@@ -18,8 +18,8 @@ from smalti.scenes.palettes import ROOFS, SEASON, WALLS
 Side: TypeAlias = Literal["left", "middle", "right"]
 
 WATER, MOUNTAINS, SNOW, STARS, WOODS = 0.005, 0.02, 0.05, 0.1, 0.012
-"""Smallest visible fractions; of snow the ground's, of stars the open sky's, of woods that of trees
-that are not objects."""
+"""Smallest visible fractions; of snow the ground's, of stars the open sky's, of woods that of trees that are not
+objects."""
 TREES = 0.012
 """The smallest fraction of a group of trees."""
 UNCOUNTED, HALF_HIDDEN = 0.001, 0.005

@@ -29,8 +29,8 @@ _FAR = 10.0
 def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
     """Images in any of the forms -> (B,C,H,W) of `dtype` in [-1,1], on their device.
 
-    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright,
-    to as many channels.
+    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright, to as many
+    channels.
 
     Raises `SmaltiError` for other types and numbers of dimensions, for none, for images of unlike sizes, and for floats
     that are NaN, infinite or far outside [-1,1].
@@ -76,8 +76,8 @@ def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
     if len(sizes) > 1:
         raise SmaltiError(
             "the images of a batch have one size, and these have "
-            f"{', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels "
-            "(height x width); encode them one by one, or scale them first"
+            f"{', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels (height x width); encode them one by one, "
+            "or scale them first"
         )
     return torch.stack(each)
 

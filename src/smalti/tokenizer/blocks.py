@@ -1,8 +1,7 @@
 """The convolutional blocks that encoder and decoder are made of.
 
-Notation: B batch, C channels, H W height and width of the feature map.
-Source: Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841),
-appendix A, table 7.
+Notation: B batch, C channels, H W height and width of the feature map. Source: Esser, Rombach, Ommer, "Taming
+Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841), appendix A, table 7.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from smalti.tokenizer.convolutions import Convolution, Geometry, convolve
 
 
 def swish(x: Tensor) -> Tensor:
-    """x * sigmoid(x), in the memory of `x` where no gradient will ask for it: `x` must be the caller's own."""
+    """x * sigmoid(x), in the memory of `x` if no gradient needs it: `x` must be the caller's own."""
     return F.silu(x, inplace=not x.requires_grad)
 
 
 def plus(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """The sum of two maps, in the memory of `branch` where no gradient will ask for it:
-    `branch` must be the caller's own."""
+    """The sum of two maps, in the memory of `branch` if no gradient needs it: `branch` must be the caller's own."""
     # Under autocast one of them may be in half precision, and the sum then is in the other's.
     needs_copy = branch.requires_grad or shortcut.requires_grad or branch.dtype != shortcut.dtype
     return branch + shortcut if needs_copy else branch.add_(shortcut)
@@ -109,8 +107,8 @@ def upsampling_sums() -> Tensor:
 
 def upsampled_kernel(weight: Tensor, sums: Tensor) -> Tensor:
     """A 3x3 kernel (O,I,3,3) -> the 4x4 kernel (I,O,4,4) with which a transposed convolution of stride 2 and padding 1
-    does what repeating each value 2x2 and then convolving with the 3x3 kernel does. `sums` are those
-    of `upsampling_sums`.
+    does what repeating each value 2x2 and then convolving with the 3x3 kernel does. `sums` are those of
+    `upsampling_sums`.
 
     The nine taps of an output pixel fall on only 2 x 2 different values of the smaller map, so 4 products replace 9.
     The sums of taps are rounded in another order; nothing else differs.
@@ -163,8 +161,8 @@ def middle(channels: int, *, attention: bool, dropout: float) -> nn.Sequential:
 
 @final
 class ResolutionLevel(nn.Module):
-    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution,
-    each followed by attention where the settings have it."""
+    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution, each followed by attention where the settings
+    have it."""
 
     def __init__(self, channels: int, out_channels: int, *, blocks: int, attention: bool, dropout: float) -> None:
         super().__init__()
@@ -182,8 +180,8 @@ class ResolutionLevel(nn.Module):
 
 
 def as_channels_last(module: nn.Module) -> None:
-    """Store the convolution weights of `module` channels-last, in place, for GPUs;
-    CPUs gain nothing (docs/decisions.md)."""
+    """Store the convolution weights of `module` channels-last, in place, for GPUs; CPUs gain nothing
+    (docs/decisions.md)."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

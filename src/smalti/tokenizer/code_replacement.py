@@ -1,8 +1,7 @@
 """Codes that are not quite right: some are replaced by codes near them, as codes that a prior samples may be.
 
-Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
-Source: Qiu et al. 2025, "Robust latent matters: boosting image generation with sampling error synthesis" (RobustTok,
-arXiv 2503.08354).
+Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each. Source: Qiu et al.
+2025, "Robust latent matters: boosting image generation with sampling error synthesis" (RobustTok, arXiv 2503.08354).
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from torch import Tensor
 from smalti.tokenizer.quantizers import Quantizer
 
 PIECE_ROWS, PIECE_COLUMNS = 2**9, 2**10
-"""Distances that are held at a time, of the K x K: few enough for a CPU's cache, in
-which the search is three times as fast."""
+"""Distances that are held at a time, of the K x K: few enough for a CPU's cache, in which the search is three times as
+fast."""
 LARGEST_TABLE = 2**22
 """Near codes of all codes together, at most: 32 MiB. 2^18 codes have 16 each."""
 FARTHEST = torch.iinfo(torch.int64).max
@@ -25,8 +24,8 @@ def neighbor_codes(quantizer: Quantizer, count: int) -> Tensor:
     """A quantizer -> (K,k) int64: the `count` codes nearest to each code, itself not among them, the nearest first.
 
     Near is what has near latents (those of `lookup`); of two that are equally far the smaller code comes first. `count`
-    is less than K. All pairs are compared, in pieces: about 4 s of one CPU core for 16,384 codes,
-    and four times that for twice as many.
+    is less than K. All pairs are compared, in pieces: about 4 s of one CPU core for 16,384 codes, and four times that
+    for twice as many.
     """
     assert 0 < count < quantizer.size, "settings are checked before"
     vectors = _latents(quantizer)  # (K,D)

@@ -36,8 +36,8 @@ AS_IT_IS = Geometry(stride=1, padding=1)
 
 @final
 class Convolution(nn.Conv2d):
-    """(B,C,.,.) -> (B,K,H,W): PyTorch's, with the faster gradient where it applies; kernel, stride
-    and padding are square.
+    """(B,C,.,.) -> (B,K,H,W): PyTorch's, with the faster gradient where it applies; kernel, stride and padding are
+    square.
 
     Where only the gradient of its image is needed, as of a discriminator, that of its weight is computed all the same.
     """
@@ -51,8 +51,8 @@ class Convolution(nn.Conv2d):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """x (B,C,.,.) and a weight (K,C,k,k), or (C,K,k,k) of a transposed convolution -> (B,K,H,W),
-    the same as PyTorch's."""
+    """x (B,C,.,.) and a weight (K,C,k,k), or (C,K,k,k) of a transposed convolution -> (B,K,H,W), the same as
+    PyTorch's."""
     if geometry == AS_IT_IS and weight.shape[2:] == (3, 3) and winograd.is_supported(x, weight):
         return winograd.convolve(x, weight, bias)
     if not _suits(x, weight):

@@ -1,7 +1,7 @@
 """The decoder G: latents on the code grid -> images.
 
-Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
-Source: arXiv 2012.09841, appendix A, table 7.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels. Source: arXiv 2012.09841, appendix
+A, table 7.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from smalti.tokenizer.encoder import AutoencoderSettings
 
 @final
 class SmoothOutput(nn.Module):
-    """(B,D,H/s,W/s) -> (B,C,H,W): a 3x3 convolution before each doubling, another after it,
-    and a last one at full resolution.
+    """(B,D,H/s,W/s) -> (B,C,H,W): a 3x3 convolution before each doubling, another after it, and a last one at full
+    resolution.
 
     Maps are doubled by bilinear interpolation, whose weights vanish at the frequencies of the coarser grid. Where each
-    pixel of a square of the stem has weights of its own instead, pixels differ by their position in it:
-    a hatch with the stem's period.
+    pixel of a square of the stem has weights of its own instead, pixels differ by their position in it: a hatch with
+    the stem's period.
     """
 
     REACH = 4

@@ -1,7 +1,7 @@
 """The encoder E: images -> features on the code grid; and the settings it shares with the decoder.
 
-Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
-Source: arXiv 2012.09841, appendix A, table 7.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels. Source: arXiv 2012.09841, appendix
+A, table 7.
 """
 
 from __future__ import annotations

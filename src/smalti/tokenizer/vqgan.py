@@ -1,8 +1,7 @@
 """The tokenizer: images <-> codes. Encoder, codebook and decoder, joined.
 
-Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code,
-K number of codes: the size of the codebook, or of its code table.
-Source: arXiv 2012.09841, section 3.1 and figure 2.
+Notation: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code, K number of
+codes: the size of the codebook, or of its code table. Source: arXiv 2012.09841, section 3.1 and figure 2.
 """
 
 from __future__ import annotations
@@ -76,8 +75,8 @@ class VQGAN(nn.Module):
         return self.to_codes(self.encoder(images))  # type: ignore[no-any-return]
 
     def batch(self, images: Images) -> Tensor:
-        """Images in any form -> (B,C,H,W) floats in [-1,1] of the weights' type.
-        Raises `SmaltiError` as `inputs.image_batch`."""
+        """Images in any form -> (B,C,H,W) floats in [-1,1] of the weights' type. Raises `SmaltiError` as
+        `inputs.image_batch`."""
         return image_batch(images, channels=self.settings.autoencoder.channels, dtype=next(self.parameters()).dtype)
 
     def encode(self, images: Images) -> Quantized:
@@ -118,8 +117,8 @@ class VQGAN(nn.Module):
     def fingerprint(self) -> str:
         """A short hash of all that codes depend on: codes of two tokenizers mix only if it is equal.
 
-        It is made of the weights, their names, and the quantizer's `identity`; not of the settings,
-        which may gain fields.
+        It is made of the weights, their names, and the quantizer's `identity`; not of the settings, which may gain
+        fields.
         """
         training_statistics = ("quantizer.use",)
         weights = {name: value for name, value in self.state_dict().items() if name not in training_statistics}
@@ -137,7 +136,7 @@ class VQGAN(nn.Module):
         return tokenizer.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; `about` is kept beside the settings."""
+        """Write `config.json` and `model.safetensors` into `folder`; `about` is stored with the settings."""
         settings, weights = as_mapping(self.settings), self.state_dict()
         save_model(Path(folder), kind="tokenizer", settings=settings, about=about, weights=weights)
 

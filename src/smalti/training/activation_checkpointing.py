@@ -45,7 +45,7 @@ def tokenizer_blocks(tokenizer: VQGAN) -> list[nn.Module]:
 def tokenizer_stages(tokenizer: VQGAN) -> list[nn.Module]:
     """What `compiled` is for in a tokenizer: the blocks of each resolution, and those in the middle.
 
-    Not the whole decoder: equation 7 asks for the gradient of its last layer alone, and a compiled network computes all
+    Not the whole decoder: equation 7 needs the gradient of its last layer only, and a compiled network computes all
     its gradients at once. Not the quantizer, which searches in pieces whose number depends on the image.
     """
     stages = [module for module in tokenizer.modules() if isinstance(module, ResolutionLevel)]
@@ -56,8 +56,8 @@ def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
     """Compile each module in place, when it is first used. Raises `SmaltiError` if nothing can be compiled.
 
     Each is compiled for the sizes that it meets. Modules of one class share their code, and the compiler takes them for
-    one whose sizes change: it would otherwise compile for any size,
-    which is slower (and in PyTorch 2.13 fails), and soon give up.
+    one whose sizes change: it would otherwise compile for any size, which is slower (and in PyTorch 2.13 fails), and
+    soon give up.
     """
     check_compiler(device)
     from torch._dynamo import config  # slow to import
@@ -69,8 +69,8 @@ def compiled(modules: Iterable[nn.Module], *, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile a trifle, to find out now rather than in the first step. Raises `SmaltiError`
-    with the compiler's first words."""
+    """Compile a trifle, to find out now rather than in the first step. Raises `SmaltiError` with the compiler's first
+    words."""
     try:
         torch.compile(_trifle)(torch.zeros(8, device=device))
     except Exception as error:  # the compiler's stages raise many kinds

@@ -1,13 +1,13 @@
-"""Where a training step of stage 1 gets its codes: from a trainable codebook,
-or in the decoder phase from a frozen one.
+"""Where a training step of stage 1 gets its codes: from a trainable codebook, or in the decoder phase from a frozen
+one.
 
 In the decoder phase, the last part of a training, encoder and codebook are frozen and only the decoder is trained. A
 decoder trained on the codes of real images alone gets others in generation: those that a prior samples. So some codes
 are replaced by near ones, and the decoder learns to reconstruct the image nevertheless.
 
-Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each.
-Sources: Qiu et al. 2025, "Robust latent matters" (RobustTok, arXiv 2503.08354) for the replaced codes, and "Image
-tokenizer needs post-training" (arXiv 2509.12474) for training the decoder alone.
+Notation: B batch, D dimension of a code, h w code grid, K number of codes, k near codes of each. Sources: Qiu et al.
+2025, "Robust latent matters" (RobustTok, arXiv 2503.08354) for the replaced codes, and "Image tokenizer needs
+post-training" (arXiv 2509.12474) for training the decoder alone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from smalti.training.config import DecoderPhaseSettings, TokenizerTraining
 
 
 class ProcessSlice(NamedTuple):
-    """The examples of this process: `rank`, `rank + world`, ... of a batch (`data.loader.batches`) and
-    of the held-out images."""
+    """The examples of this process: `rank`, `rank + world`, ... of a batch (`data.loader.batches`) and of the held-out
+    images."""
 
     rank: int
     world: int
@@ -68,8 +68,8 @@ class CodebookTraining(ABC):
 
     @abstractmethod
     def quantize(self, seen: int, *, generator: torch.Generator) -> Callable[[Tensor], Quantized]:
-        """The quantizer after `seen` images: features (B,D,h,w) of this process -> `Quantized`,
-        whose codes are without noise.
+        """The quantizer after `seen` images: features (B,D,h,w) of this process -> `Quantized`, whose codes are without
+        noise.
 
         `generator` is the same in all processes.
         """

@@ -82,8 +82,8 @@ class RunSettings(ABC):
     """"auto" and "ddp": every process has the whole model, and gradients are averaged. "fsdp", of priors:
     each has a part of it."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances
-    and losses stay float32."""
+    """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances and losses stay
+    float32."""
     accumulate: Positive = 1
     """Number of parts of a process's share of the batch whose gradients are accumulated before an optimizer step, to
     save memory. The losses are those of the whole batch, but the adaptive weight of the discriminator is
@@ -176,8 +176,8 @@ class TokenizerTraining:
     discriminator_optimizer: OptimizerSettings = OptimizerSettings(betas=(0.5, 0.99))
     images: ImageSettings = ImageSettings()
     quantize_from: Fraction = 0.05
-    """Fraction of the training after which the codebook is initialized and used;
-    until then features are not quantized."""
+    """Fraction of the training after which the codebook is initialized and used; until then features are not
+    quantized."""
     decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
 
     @property
@@ -278,8 +278,8 @@ def _texts() -> dict[str, Callable[[], str]]:
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The name of a recipe, or a path to a YAML file -> its plain values.
 
-    A recipe may be `like` one of those that come with smalti: it then says only what differs.
-    Raises `SmaltiError` for an unknown name (listing those there are) and for a file that is not such YAML.
+    A recipe may be `like` one of those that come with smalti: it then says only what differs. Raises `SmaltiError` for
+    an unknown name (listing those there are) and for a file that is not such YAML.
     """
     known = _texts()
     if recipe in known:
@@ -303,7 +303,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         return values
     if like not in known:
         raise SmaltiError(
-            f"recipe {recipe} is like {like!r}, which is none of smalti's; {suggestion(str(like), known)}"
+            f"recipe {recipe} is like {like!r}, which is not a recipe of smalti; {suggestion(str(like), known)}"
         )
     whole = read_recipe(like)
     return {**whole, **{key: _changed(whole.get(key), change) for key, change in values.items()}}
@@ -323,7 +323,7 @@ def resolve(
 ) -> T:
     """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides applied.
 
-    `fixed`: sections that stand in place of the recipe's.
+    `fixed`: sections that replace the recipe's.
     """
     values = read_recipe(recipe).get(stage)
     if not isinstance(values, dict):

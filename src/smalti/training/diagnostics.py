@@ -23,8 +23,8 @@ tenths; the original's 1024 codes of ImageNet are known to use about half."""
 FEW_LIKELY = 0.05
 """Perplexity as a fraction of the codebook. Rarely used codes raise the fraction above, not this one."""
 OVERPOWERING_LOSS = 0.1
-"""The discriminator's loss as a fraction of its loss at logits of 0: below this,
-hardly any logit is within the margin."""
+"""The discriminator's loss as a fraction of its loss at logits of 0: below this, hardly any logit is within the
+margin."""
 OVERPOWERING_GAP = 2.0
 """Logits of images less those of reconstructions, from which on the discriminator overpowers: both margins
 of the hinge loss."""
@@ -47,11 +47,10 @@ def diagnose_codebook(means: Mapping[str, float], *, size: int) -> Diagnoses:
     if used >= FEW_IN_USE and perplexity >= FEW_LIKELY * size:
         return {"codebook": ""}
     return {
-        "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as {perplexity:.0f} "
-        "equally "
-        "frequent ones. Let codes start from features and restart (model.quantizer.kmeans_iterations, "
-        "dead_code_threshold), use fewer or lower-"
-        "dimensional normalized codes (model.quantizer.codebook_size, codebook_dim), or a lower optimizer.lr"
+        "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as "
+        f"{perplexity:.0f} equally frequent ones. Let codes start from features and restart "
+        "(model.quantizer.kmeans_iterations, dead_code_threshold), use fewer or lower-dimensional normalized codes "
+        "(model.quantizer.codebook_size, codebook_dim), or a lower optimizer.lr"
     }
 
 
@@ -108,9 +107,8 @@ def diagnose_skipped_steps(skipped: int, steps: int, *, names: list[str]) -> Dia
         return {"not finite": ""}
     return {
         "not finite": f"{skipped} of {steps} steps were skipped, because metrics of them are not finite "
-        f"({', '.join(names)}); the "
-        "weights are as before. Lower optimizer.lr, set optimizer.grad_clip=1, or run.precision=32-true; look for odd "
-        "images too"
+        f"({', '.join(names)}); the weights are as before. Lower optimizer.lr, set optimizer.grad_clip=1, or "
+        "run.precision=32-true; look for odd images too"
     }
 
 

@@ -15,8 +15,8 @@ one may be chance."""
 
 @final
 class Best:
-    """The smallest of the validated values of one name, how much had been seen then,
-    and how many validations there were since."""
+    """The smallest of the validated values of one name, how much had been seen then, and how many validations there
+    were since."""
 
     def __init__(self, name: str, notes: Mapping[str, Any]) -> None:
         """`name`: of the value, "" where there is none. `notes`: what `notes()` gave, empty at the beginning."""
@@ -56,7 +56,7 @@ class Best:
         }
 
     def described(self) -> dict[str, float]:
-        """The best, as numbers to be written beside the validated ones; none before there is one."""
+        """The best, as numbers that are written with the validation metrics; empty before the first."""
         return {f"best_{self.name}": self.value, "best_seen": self.seen} if self.seen else {}
 
     def notes(self) -> dict[str, Any]:

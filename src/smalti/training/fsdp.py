@@ -1,5 +1,5 @@
-"""A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors
-that no device holds whole.
+"""A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors that no device
+holds whole.
 
 Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with
 another strategy or number of processes.
@@ -34,8 +34,8 @@ Joined = TypeVar("Joined", bound=nn.Module)
 
 
 def sharding(processes: int, blocks: Callable[[Any], nn.ModuleList]) -> ModelParallelStrategy:
-    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts,
-    which are gathered one at a time.
+    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts, which are gathered one at a
+    time.
 
     Raises `SmaltiError` if PyTorch is older than 2.6.
     """

@@ -5,8 +5,8 @@ optimizer steps.
 All three map (networks, images, inputs of the step) to a `GANStepResult`, and average over several processes and over
 the parts of a batch whose gradients are accumulated.
 
-Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
-Source: arXiv 2012.09841, equations 5 to 7, and its published code.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code. Source: arXiv 2012.09841, equations 5
+to 7, and its published code.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class GANStepResult(NamedTuple):
     stepped: bool
     """Whether the tokenizer's optimizer made its step."""
     not_finite: list[str]
-    """The names of the metrics that are not finite. Optimizers
-    that had not stepped before they were known made no step."""
+    """The names of the metrics that are not finite. Optimizers that had not stepped before they were known made no
+    step."""
 
 
 def gan_step(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
@@ -223,8 +223,8 @@ def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
 
 
 def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
-    """The original's two optimizer steps for each batch: the generator's,
-    and the discriminator's on new reconstructions.
+    """The original's two optimizer steps for each batch: the generator's, and the discriminator's on new
+    reconstructions.
 
     A step is skipped where the norm of its gradients is not finite; the discriminator's also where the generator's was
     skipped. The whole batch is one part: gradients are not accumulated.
@@ -360,8 +360,8 @@ def _reconstruction_values(gan: GAN, reconstruction: Reconstruction, quantized: 
 
 
 def _generator_backward(gan: GAN, images: Tensor, gradient: Tensor, quantized: Quantized, *, parts: int) -> None:
-    """Reconstructions and the gradient at them (B,C,H,W) -> one backward pass through the decoder,
-    with the codebook's loss."""
+    """Reconstructions and the gradient at them (B,C,H,W) -> one backward pass through the decoder, with the codebook's
+    loss."""
     surrogate = (_at_least_float32(images) * gradient).sum() + gan.settings.codebook_weight * quantized.loss
     gan.fabric.backward(surrogate / parts)
 
@@ -384,8 +384,8 @@ def _real_images(images: Tensor, settings: AdversarialSettings, inputs: StepInpu
 def _discriminator_loss(
     real: Tensor, fake: Tensor, images: Tensor, *, settings: AdversarialSettings, inputs: StepInputs
 ) -> tuple[Tensor, Values, LeCam]:
-    """Logits of real images and of reconstructions, and the real images -> the loss (), metrics,
-    and the new LeCam means.
+    """Logits of real images and of reconstructions, and the real images -> the loss (), metrics, and the new LeCam
+    means.
 
     R1 is computed from the same logits, which came through the discriminator as it is wrapped: a data-parallel wrapper
     sees one backward pass, with every weight's gradient in it once, and autocast is as it was.

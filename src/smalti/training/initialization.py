@@ -1,5 +1,5 @@
-"""Training that begins with another tokenizer's weights: its settings and its codebook are kept,
-the discriminator is new."""
+"""Training that begins with another tokenizer's weights: its settings and its codebook are kept, the discriminator is
+new."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def start_from(name: str) -> Start:
 def resolve_from(start: Start, *, recipe: str, overrides: Sequence[str]) -> TokenizerTraining:
     """As `resolve`, with the model of `start` in place of the recipe's, whose codes are used from the first step.
 
-    Raises `SmaltiError` for overrides that ask for another model, or for codes that wait.
+    Raises `SmaltiError` for overrides that change the model, or that delay the codebook.
     """
     model = [override for override in overrides if _is_of(override, "model")]
     rest = [override for override in overrides if not _is_of(override, "model")]

@@ -133,7 +133,7 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
     known = ("auto", "ddp", "fsdp")
     if run.strategy not in known:
         raise SmaltiError(
-            f"run.strategy = {run.strategy!r} is none of {', '.join(known)}; {suggestion(run.strategy, known)}"
+            f"run.strategy = {run.strategy!r} is not one of {', '.join(known)}; {suggestion(run.strategy, known)}"
         )
     if run.strategy == "fsdp" and blocks is None:
         raise SmaltiError(
@@ -181,7 +181,8 @@ def with_synchronized_norms(module: nn.Module, *, fabric: Fabric) -> nn.Module:
 
 
 def on_first_process(fabric: Fabric, action: Callable[[], T]) -> T:
-    """Run `action` on the first process while the others wait -> its result, on all. A `SmaltiError` is raised on all."""
+    """Run `action` on the first process while the others wait -> its result, on all. A `SmaltiError` is raised on
+    all."""
     if fabric.world_size == 1:
         return action()
     result, refusal = None, ""

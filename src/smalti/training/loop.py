@@ -1,6 +1,6 @@
 """The training loop of either stage: report, sample, validate, checkpoint, done?, step.
 
-It knows no model and no loss: a `Stage` makes one step at a time, and counts images or codes.
+It depends on no model and no loss: a `Stage` makes one step at a time, and counts images or codes.
 """
 
 from __future__ import annotations

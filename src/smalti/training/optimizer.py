@@ -17,8 +17,8 @@ from smalti.training.fsdp import full_tensor
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Parameter groups -> AdamW, fused; groups that say no weight decay have that of the settings.
-    Where it is 0 this is Adam."""
+    """Parameter groups -> AdamW, fused; groups that say no weight decay have that of the settings. Where it is 0 this
+    is Adam."""
     options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
     return torch.optim.AdamW(list(groups), fused=True, **options)
 
@@ -93,7 +93,7 @@ class Latest(Exported[M]):
         self.module = module
 
     def update(self, module: M, *, seen: int, step: int) -> None:
-        """Nothing is to be done."""
+        """Does nothing."""
         assert module is self.module, "what is exported is what is trained"
 
     @contextmanager
@@ -108,6 +108,6 @@ class Latest(Exported[M]):
 
 
 def exported(module: M, *, half_life: float) -> Average[M] | Latest[M]:
-    """A module that will be trained -> what of it is exported: its running average, or
-    with half-life 0 the module itself."""
+    """A module that will be trained -> what of it is exported: its running average, or with half-life 0 the module
+    itself."""
     return Average(module, half_life=half_life) if half_life else Latest(module)

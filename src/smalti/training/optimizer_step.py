@@ -18,8 +18,8 @@ from smalti.training.optimizer import set_rate
 
 
 class NotFiniteError(Exception):
-    """A step was skipped because metrics are not finite; the networks are unchanged. `names`: the names
-    of those metrics."""
+    """A step was skipped because metrics are not finite; the networks are unchanged. `names`: the names of those
+    metrics."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))

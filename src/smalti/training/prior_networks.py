@@ -1,4 +1,4 @@
-"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built
+"""The priors that can be trained: the settings of each, except what the codes decide, and how it is built
 for some codes."""
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Network(NamedTuple):
 
     prior: Transformer | GPT | PixelSNAIL | Neighborhood
     vocabulary: int
-    """Codes below it can stand in place of an image code."""
+    """Codes below it can replace an image code."""
 
 
 def _read(codes: CodesRead) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _gpt(network: GPTNetwork, codes: CodesRead) -> Network:
 
 
 def gpt_settings(network: GPTNetwork, codes: CodesRead) -> GPTSettings:
-    """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary
-    or its positions are too few."""
+    """The sizes of a GPT that reads these codes. Raises `SmaltiError` if its vocabulary or its positions are too
+    few."""
     most = max(codes.size, codes.condition_size)
     if network.vocab_size and network.vocab_size < most:
         raise SmaltiError(

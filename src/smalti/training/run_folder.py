@@ -35,8 +35,8 @@ log = logging.getLogger("smalti")
 
 NOTES = "notes.json"
 DIAGNOSTIC = "diagnostic"
-"""The `part` of the lines in `metrics.jsonl` for diagnostics that begin or are resolved;
-all other parts are metrics."""
+"""The `part` of the lines in `metrics.jsonl` for diagnostics that begin or are resolved; all other parts are
+metrics."""
 BEST = "best"
 """The folder in `state` for models that are the best so far."""
 KEPT_STATES = 2
@@ -81,14 +81,14 @@ class Restored(NamedTuple):
 
 @final
 class RunFolder:
-    """The folder of one run. Creating it checks that the folder is empty or holds the same run,
-    in the first process for all."""
+    """The folder of one run. Creating it checks that the folder is empty or holds the same run, in the first process
+    for all."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         """`config`: the resolved settings as plain values.
 
-        Raises `SmaltiError` when the folder holds something else, or a run
-        with other settings (naming those that differ).
+        Raises `SmaltiError` when the folder holds something else, or a run with other settings (naming those that
+        differ).
         """
         self.path = path
         self.metrics = path / "metrics.jsonl"

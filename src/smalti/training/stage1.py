@@ -1,7 +1,6 @@
 """Training of stage 1: the tokenizer with its losses and a discriminator.
 
-Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
-Source: arXiv 2012.09841, section 3.1.
+Notation: B batch, C channels, H W pixels, h w code grid, D dimension of a code. Source: arXiv 2012.09841, section 3.1.
 """
 
 from __future__ import annotations
@@ -114,8 +113,8 @@ def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSetting
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. Validates and exports the EMA of the weights, or
-    with `ema_half_life` 0 the weights themselves."""
+    """Trains a VQGAN. Validates and exports the EMA of the weights, or with `ema_half_life` 0 the weights
+    themselves."""
 
     unit = "images"
     selection_metric = ""  # sharper images have more pixel error: no single metric selects the best model
@@ -234,8 +233,8 @@ class TokenizerStage(Stage):
         return choices._replace(augmentation=choices.augmentation.part(self.process_slice.indices))
 
     def _init_codebook_when_due(self, seen: int, generator: torch.Generator) -> bool:
-        """Initialize the codebook in the first step at or after `quantize_from`.
-        Returns whether it was initialized now.
+        """Initialize the codebook in the first step at or after `quantize_from`. Returns whether it was initialized
+        now.
 
         A run that is resumed with another length may have passed that point without an initialized codebook.
         """
@@ -329,8 +328,8 @@ class TokenizerStage(Stage):
         return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "images": float(count)}
 
     def _validation_random_numbers(self, factor: int, *, batch: int) -> Iterator[Tensor]:
-        """The random numbers that decide which codes of each held-out batch are replaced,
-        the same at every validation."""
+        """The random numbers that decide which codes of each held-out batch are replaced, the same at every
+        validation."""
         (height, width), seed = self.settings.images.size, self.settings.run.seed
         codes = (len(self.held_out), height // factor, width // factor)
         return validation_random_numbers(codes, seed=seed, process_slice=self.process_slice, batch=batch)

@@ -1,7 +1,6 @@
 """One step of stage 2: the prior on code shards.
 
-Notation: B batch, P prefix codes, h w code grid, K size of the codebook.
-Source: arXiv 2012.09841, section 3.2.
+Notation: B batch, P prefix codes, h w code grid, K size of the codebook. Source: arXiv 2012.09841, section 3.2.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ def blocks(joined: Any) -> nn.ModuleList:
 
 
 def corrupt_codes(codes: Tensor, *, keep_probability: float, vocabulary: int) -> Tensor:
-    """Codes (B,h,w) -> the same with each code kept with `keep_probability`,
-    else replaced by a random one below `vocabulary`.
+    """Codes (B,h,w) -> the same with each code kept with `keep_probability`, else replaced by a random one below
+    `vocabulary`.
 
     The original's `pkeep`. Draws from torch's default generator, unless the probability is 1.
     """
@@ -82,8 +81,8 @@ def corrupt_codes(codes: Tensor, *, keep_probability: float, vocabulary: int) ->
 
 @final
 class PriorStage(Stage):
-    """Trains a prior. It validates, samples and exports a running average of the weights, or
-    with `ema_half_life` 0 the weights."""
+    """Trains a prior. It validates, samples and exports a running average of the weights, or with `ema_half_life` 0 the
+    weights."""
 
     unit = "codes"
     selection_metric = "nats"
@@ -147,8 +146,8 @@ class PriorStage(Stage):
         return {**values, "rate": torch.tensor(lr)}
 
     def _drop_conditions(self, prefix: Tensor) -> Tensor:
-        """The codes (B,P) of conditions -> the same with some dropped: parts of composite conditions,
-        and whole ones."""
+        """The codes (B,P) of conditions -> the same with some dropped: parts of composite conditions, and whole
+        ones."""
         chance = self.settings.condition_dropout
         if not chance:
             return prefix
@@ -177,8 +176,7 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats per code on held-out images with their conditions, and the unigram entropy;
-        each process has a share."""
+        """Nats per code on held-out images with their conditions, and the unigram entropy; each process has a share."""
         total, count = 0.0, 0
         most = -(-VALIDATION_IMAGES // self.settings.run.batch)
         every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
@@ -191,8 +189,8 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def image(self) -> Tensor:
-        """Samples of the exported prior, one seed each: of all labels in turn, or after each
-        of some held-out conditions."""
+        """Samples of the exported prior, one seed each: of all labels in turn, or after each of some held-out
+        conditions."""
         with self.exported.shown() as prior:
             prefix = self._sample_prefix(prior)
             known, seeds = unknown_codes(len(prefix), prior.grid), torch.arange(len(prefix))
@@ -200,8 +198,10 @@ class PriorStage(Stage):
         images = self.tokenizer.decode_codes(codes).cpu().contiguous()  # (B,C,H,W)
         if self.condition.is_stored:
             previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
-            previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
-            images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+            size = (images.shape[2], images.shape[2] * previews.shape[3] // previews.shape[2])
+            previews = F.interpolate(previews, size=size, mode="nearest-exact")  # as high as the images
+            images = torch.cat((previews, images.expand(-1, 3, -1, -1)), dim=3)
+            return make_image_grid(images, columns=4, gap=2)
         return make_image_grid(images, columns=8, gap=2)
 
     def _sample_prefix(self, prior: Prior) -> Tensor:

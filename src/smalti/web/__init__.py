@@ -1,1 +1,1 @@
-"""The studio: a web page to generate, inpaint, outpaint and reconstruct images."""
+"""The studio: a web page to generate, inpaint, outpaint and reconstruct images, and the server behind it."""

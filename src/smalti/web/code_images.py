@@ -1,4 +1,4 @@
-"""Images of codes for the page: partial images, code mosaics, and images as data URLs.
+"""Images of codes for the page: partial images, code mosaics, and previews as data URLs.
 
 B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -6,7 +6,6 @@ B batch, C channels, H W pixels, h w code grid, f = H/h.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 
 import numpy as np
@@ -15,8 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.core.errors import SmaltiError
-from smalti.images.io import Array, read_image, read_size, to_array
+from smalti.images.io import Array, to_array
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,7 +56,7 @@ def mosaic(codes: Tensor, image: Tensor) -> Pixels:
     return filled
 
 
-def as_text(pixels: Array, *, side: int) -> str:
+def data_url(pixels: Array, *, side: int) -> str:
     """Pixels (H,W,3 or 4) -> a PNG as a `data:` URL, scaled down to a longer side of at most `side`."""
     image = Image.fromarray(pixels)
     if max(image.size) > side:
@@ -66,24 +64,3 @@ def as_text(pixels: Array, *, side: int) -> str:
     stream = io.BytesIO()
     image.save(stream, format="PNG", compress_level=1)  # fast; previews are replaced within a second
     return _BEGIN + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def from_text(text: str, *, max_length: int, name: str) -> Tensor:
-    """A `data:` URL of a map painted in the browser, with labels in the first channel -> (H,W) int64.
-
-    Raises `SmaltiError` for other texts, and for more than `max_length` characters or pixels.
-    """
-    if not text.startswith(_BEGIN) or len(text) > max_length:
-        raise SmaltiError(
-            f"the map painted for the {name} is not an image of at most {max_length:,} characters; paint it again"
-        )
-    try:
-        data = base64.b64decode(text[len(_BEGIN) :], validate=True)
-    except binascii.Error as error:
-        raise SmaltiError(f"the map painted for the {name} is incomplete; paint it again") from error
-    painted = f"the map painted for the {name}"
-    height, width = read_size(io.BytesIO(data), name=painted)
-    if height * width > max_length:
-        raise SmaltiError(f"{painted} has {height} x {width} pixels, and the limit is {max_length:,}; paint it again")
-    array = read_image(io.BytesIO(data), channels=3, name=painted)
-    return torch.from_numpy(array[:, :, 0].astype(np.int64))

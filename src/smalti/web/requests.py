@@ -1,4 +1,4 @@
-"""Requests of the web page: condition inputs, sampling requests, and their limits.
+"""Requests of the web page: condition inputs, jobs and their sampling settings, checked against the limits.
 
 This module does not depend on the page or the network. Letters: H W pixels, h w code grid, f = H/h.
 """
@@ -6,9 +6,8 @@ This module does not depend on the page or the network. Letters: H W pixels, h w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias, final
-from urllib.parse import urlencode
 
 from pydantic import Field
 
@@ -18,35 +17,23 @@ from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import Fraction, Natural, Positive, as_mapping, parse, settings
 from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler
 from smalti.pipeline import Pipeline
+from smalti.scenes.scene_classes import COLORS, LABELS
+from smalti.web.limits import Limits
 
 InputKind: TypeAlias = Literal["choice", "paint", "image", "json", "text"]
 """The input of a condition: a choice of names, a painted map, an image file, a JSON file, or a line of text."""
+Task: TypeAlias = Literal["sample", "edit", "vary", "reconstruct"]
+Color: TypeAlias = tuple[int, int, int]
 
-
-@settings
-class Limits:
-    """Limits of a request, a session and the server.
-
-    `side`: pixels of an image's longer side. `codes`: codes of all images of a request. `count`: images of a request.
-    `upload`: MiB of a file. `pixels`: millions of pixels of an image file. `waiting`: requests that wait. `gallery`:
-    images of a session. `sessions`: open sessions; the least recently used one is closed first.
-    """
-
-    side: Positive = 1024
-    codes: Positive = 16384
-    count: Positive = 8
-    upload: Positive = 20
-    pixels: Positive = 40
-    waiting: Positive = 32
-    gallery: Positive = 40
-    sessions: Positive = 100
+SCENE_COLORS: dict[str, Color] = dict(zip(LABELS, COLORS, strict=True))
+"""Natural colors of the labels of the embedded scenes."""
 
 
 @settings
 class SamplingRequest:
     """The settings of a request: size in pixels, number of images, first seed, and sampling settings.
 
-    A link restores these and the class; a painted map is too long for one.
+    A link restores these, the classes and the text; a painted map is too long for one.
     """
 
     height: Positive
@@ -69,6 +56,35 @@ class SamplingRequest:
         return self.height, self.width
 
 
+@settings
+class Extension:
+    """Pixels that are added to an image on each side, multiples of f."""
+
+    top: Natural = 0
+    right: Natural = 0
+    bottom: Natural = 0
+    left: Natural = 0
+
+    def around(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (H,W) of an image -> that of the extended image."""
+        return size[0] + self.top + self.bottom, size[1] + self.left + self.right
+
+
+@settings
+class JobRequest:
+    """A job as the page requests it. Its files (`image`, `mask`, and maps by the keys of their conditions) come apart.
+
+    `settings` are the fields of `SamplingRequest`, `conditions` texts by their keys: names of classes and captions.
+    `extend` belongs to the task "edit". `strength`, of "vary", is the fraction of the codes that is generated anew.
+    """
+
+    task: Task = "sample"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    extend: Extension = Extension()
+    strength: Fraction = 0.6
+
+
 @final
 @dataclass(frozen=True)
 class ConditionInput:
@@ -77,7 +93,9 @@ class ConditionInput:
     key: str
     kind: InputKind
     names: tuple[str, ...] = ()
-    colors: tuple[str, ...] = ()
+    colors: tuple[Color, ...] = ()
+    unlabeled: int | None = None
+    """For `paint`: the number of unpainted pixels; None where every pixel needs a label."""
 
 
 def condition_inputs(condition: Condition, *, names: Sequence[str] = ()) -> tuple[ConditionInput, ...]:
@@ -98,18 +116,32 @@ def _part(one: Condition, names: Sequence[str]) -> ConditionInput:
 
 
 def _painted(one: Condition, names: Sequence[str]) -> ConditionInput:
-    labels, open_too = len(one.names), one.unlabeled is not None
+    labels = len(one.names)
     known = tuple(names) or one.names
     if len(known) != labels:
         raise SmaltiError(f"the model has {labels} segmentation labels, not {len(known)}; give {labels} names or none")
-    colors = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in palette(labels + open_too).tolist())
-    return ConditionInput(one.key, "paint", (*known, *(["no label"] if open_too else [])), colors)
+    return ConditionInput(one.key, "paint", known, label_colors(known), one.unlabeled)
+
+
+def label_colors(names: Sequence[str]) -> tuple[Color, ...]:
+    """Names of labels -> their colors: natural ones if all are labels of the embedded scenes, else a palette of
+    different hues."""
+    if set(names) <= set(SCENE_COLORS):
+        return tuple(SCENE_COLORS[name] for name in names)
+    return tuple((red, green, blue) for red, green, blue in palette(len(names)).tolist())
 
 
 def smallest(pipeline: Pipeline) -> tuple[int, int]:
     """The smallest image (H,W) in pixels: the prior's window with a spatial condition, else one code."""
     f, (rows, columns) = pipeline.tokenizer.factor, pipeline.condition.smallest_grid
     return rows * f, columns * f
+
+
+def parse_job(value: Any) -> JobRequest:
+    """The JSON of a job -> the job. Raises `SmaltiError` for what is not an object, unknown keys and invalid values."""
+    if not isinstance(value, Mapping):
+        raise SmaltiError(f'a job is a JSON object such as {{"settings": {{"seed": 3}}}}, not {value!r:.60}')
+    return parse(JobRequest, value, where="the job")
 
 
 def parse_request(pipeline: Pipeline, values: Mapping[str, Any], limits: Limits) -> SamplingRequest:
@@ -120,9 +152,9 @@ def parse_request(pipeline: Pipeline, values: Mapping[str, Any], limits: Limits)
     """
     height, width = pipeline.default_size
     found = parse(SamplingRequest, {"height": height, "width": width, **values}, where="the request")
-    check_size(pipeline, found.size, limits, count=found.count)
     if found.count > limits.count:
         raise SmaltiError(f"{found.count} images requested, and the limit is {limits.count} per request")
+    check_size(pipeline, found.size, limits, count=found.count)
     return found
 
 
@@ -140,22 +172,18 @@ def check_size(pipeline: Pipeline, size: tuple[int, int], limits: Limits, *, cou
         )
 
 
-def link(request: SamplingRequest, chosen: Mapping[str, str]) -> str:
-    """A request and the chosen classes by their keys -> the query string that restores them, beginning with "?"."""
-    return "?" + urlencode({**chosen, **as_mapping(request)})
-
-
 def from_link(
     pipeline: Pipeline, query: Mapping[str, str], parts: Sequence[ConditionInput], limits: Limits
 ) -> tuple[SamplingRequest, dict[str, str]]:
-    """A query -> the request and the classes it restores, the inverse of `link`; other names are ignored.
+    """The query of a link -> the request, and the classes and texts by their keys; other names are ignored.
 
     Raises `SmaltiError` as `parse_request`, and for unknown classes.
     """
     fields = as_mapping(SamplingRequest(height=1, width=1)).keys()
-    chosen = {part.key: query[part.key] for part in parts if part.kind == "choice" and query.get(part.key)}
-    for part in parts:
-        if part.key in chosen and chosen[part.key] not in part.names:
+    texts = [part for part in parts if part.kind in ("choice", "text")]
+    chosen = {part.key: query[part.key] for part in texts if query.get(part.key)}
+    for part in texts:
+        if part.kind == "choice" and part.key in chosen and chosen[part.key] not in part.names:
             raise SmaltiError(
                 f"there is no {part.key} {chosen[part.key]!r}; {suggestion(chosen[part.key], part.names)}"
             )

@@ -1,8 +1,8 @@
 """Files with the objects of images -> what they say: smalti's own, COCO, Open Images, Visual Genome.
 
 What a file is, its content says. All numbers become fractions of the image, and pixels need its size, which then is in
-the file. Boxes in pixels may reach beyond their image and are cut; fractions may not,
-since they are then mostly something else.
+the file. Boxes in pixels may reach beyond their image and are cut; fractions may not, since they are then mostly
+something else.
 
 Ours is what `smalti scenes` writes, and what can be written by hand, as `objects.json`:
 

@@ -43,8 +43,8 @@ class Annotated:
 
     `classes`: their names, in the order of their numbers. `keypoints`: the names of the points, none where there are
     none. `images`: the objects of each by its name, the path below the folder of the images without suffix:
-    `street/04`. `sizes`:
-    what the file says about the images' (height, width) in pixels, by name; empty where it counts as fractions.
+    `street/04`. `sizes`: what the file says about the images' (height, width) in pixels, by name; empty where it counts
+    as fractions.
     """
 
     path: Path
@@ -73,7 +73,7 @@ def paired_annotations(images: Sequence[ImageEntry], annotated: Annotated) -> tu
     """For each image its objects, in the order of the images.
 
     Where no name in the file has a folder (COCO, Open Images), images are looked for by the last part of theirs also,
-    as long as it is that of one image. Raises `SmaltiError` for images of which the file says nothing; an image without
+    as long as it is that of one image. Raises `SmaltiError` for images that the file does not contain; an image without
     any object has an entry without any.
     """
     names = _names(images, annotated)
@@ -90,7 +90,7 @@ def paired_annotations(images: Sequence[ImageEntry], annotated: Annotated) -> tu
 
 
 def paired_sizes(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[float, float] | None, ...]:
-    """For each image the (height, width) that its annotations are for, None where the file says nothing about it."""
+    """For each image the (height, width) that its annotations are for, None if the file does not contain it."""
     return tuple(annotated.sizes.get(name) for name in _names(images, annotated))
 
 

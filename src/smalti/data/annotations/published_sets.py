@@ -1,7 +1,7 @@
 """Files of published data sets with objects: COCO (instances, stuff, keypoints, panoptic) and Open Images.
 
-COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those
-of Open Images are as fractions.
+COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are as
+fractions.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Coco(NamedTuple):
 
 
 def read_coco(path: Path, content: Any) -> Annotated:
-    """The content of a file -> what it says. Raises `SmaltiError` as `read_annotations`,
-    and so do the other readers."""
+    """The content of a file -> what it says. Raises `SmaltiError` as `read_annotations`, and so do the other
+    readers."""
     return _joined(path, [[(path, _coco_file(path, content))]])
 
 

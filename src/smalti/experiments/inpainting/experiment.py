@@ -3,8 +3,8 @@
 One tokenizer, one set of codes, one network. A raster prior and an any-order prior are trained for equal time, half of
 the images with their labels, if they have some, and half without. Measured on held-out images, unconditionally: the
 likelihood of a hole's codes given all that is kept, and of whole images in raster order. Shown: holes completed by both
-priors, unconditionally too, so that only what is kept determines the hole. And samples of all labels, in
-a few parallel steps beside the exact path: time, Frechet distance, and class accuracy.
+priors, unconditionally too, so that only what is kept determines the hole. And samples of all labels, in a few parallel
+steps beside the exact path: time, Frechet distance, and class accuracy.
 
 B batch, H W pixels, f = H/h, h w grid of codes.
 """

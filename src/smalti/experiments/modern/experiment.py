@@ -66,7 +66,7 @@ class ModernSettings:
     parameters_within: Annotated[float, Field(ge=0)] = 0.1
     """How far the numbers of parameters may differ, as a fraction of modern's."""
     missing_weights: Literal["leave_out", "refuse"] = "refuse"
-    """Where the published weights of a perceptual loss cannot be had, all train without one, or none does."""
+    """If the published weights of a perceptual loss are unavailable, all trainings run without it."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Fraction of the images that trainings do not see, and on which their tokenizers are measured."""
     images: Positive

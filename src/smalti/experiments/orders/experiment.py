@@ -109,7 +109,8 @@ def _samples(order: Order, images: ImageSource, chosen: OrdersSettings) -> Step:
 
 
 def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
-    """The step that asks all for the likelihood of each held-out image, with the model that each training has kept.
+    """The step that measures the likelihood of each held-out image under all priors, with the exported model of each
+    training.
 
     `network`: what all are, for the page.
     """

@@ -114,7 +114,8 @@ def _timed_prior(name: str, training: PriorTraining) -> Step:
 
 
 def _comparing(sizes: Mapping[str, int]) -> Step:
-    """The step that asks all for the likelihood of each held-out image, with the model that each training has kept."""
+    """The step that measures the likelihood of each held-out image under all priors, with the exported model of each
+    training."""
 
     def work(context: StepContext) -> dict[str, Any]:
         values = {

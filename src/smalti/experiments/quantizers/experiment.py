@@ -1,7 +1,7 @@
 """The experiment `quantizers`: features become codes in many ways; what each keeps, how it uses its codes, and what it
 costs.
 
-All are trained on the same number of images by the same settings but for the quantizer, with as many codes or nearly
+All are trained on the same number of images by the same settings except the quantizer, with as many codes or nearly
 so.
 
 H W pixels, K size of the codebook, D dimension of a code.

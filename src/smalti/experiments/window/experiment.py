@@ -3,7 +3,7 @@ paper.
 
 One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and
 grow: the transformer under the paper's sliding window, the same conditioned on coordinates, and the neighborhood
-transformer. One learns whole images of each larger size: what could be had, by a prior that cannot grow. And one does
+transformer. One learns whole images of each larger size: an upper bound, by a prior for one size only. And one does
 not use any context: independent tiles, which show what a seam is.
 
 H W pixels, f = H/h, h w grid of codes, P prefix codes, B images.
@@ -208,9 +208,7 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
             )
     for grid in chosen.whole:
         if grid not in grids:
-            raise SmaltiError(
-                f"whole has {grid_text(grid)}, which is none of sizes; name it there too, or leave it out"
-            )
+            raise SmaltiError(f"whole has {grid_text(grid)}, which is not in sizes; add it there, or remove it")
     tall = _tall(chosen, f)
     if not tall or any(side % EIGHTHS for side in (H, min(H, W), *(grid[1] * f for grid in tall))):
         raise SmaltiError(
@@ -323,7 +321,7 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepC
 
 
 def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen: WindowSettings) -> Step:
-    """The step that asks each prior for the likelihood of held-out crops of one size, and measures their samples."""
+    """The step that measures the likelihood of held-out crops of one size under each prior, and its samples."""
     ways = _ways(grid, chosen)
 
     def work(context: StepContext) -> dict[str, Any]:

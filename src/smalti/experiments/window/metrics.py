@@ -86,7 +86,7 @@ def roughness(images: Tensor, f: int) -> float:
     """Images (B,C,H,W) of tiles of f pixels per code -> the mean jump from one code to the next, in the pixels' own
     units.
 
-    Where it is larger than in real images, codes stand beside one another that do not fit, or that drift too fast.
+    Where it is larger than in real images, neighboring codes do not match, or change too fast.
     """
     return float(jumps(images)[f - 1 :: f].mean())
 

@@ -1,7 +1,6 @@
 """The base class of quantizers: features -> codes and latents, and codes -> latents.
 
-Notation: B batch, D dimension of a code, h w code grid, K size of the codebook.
-Source: arXiv 2012.09841, section 3.1.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook. Source: arXiv 2012.09841, section 3.1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Code tables: the codes of a codebook <-> the codes that a quantizer shows to the world.
 
-Where a codebook is used in part, a table of the codes in use gives the prior a dense vocabulary.
-Notation: K size of the codebook, U codes in the table.
-Source: the table of used codes in the code of arXiv 2012.09841.
+Where a codebook is used in part, a table of the codes in use gives the prior a dense vocabulary. Notation: K size of
+the codebook, U codes in the table. Source: the table of used codes in the code of arXiv 2012.09841.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ class RemapSettings:
     """Which codes of the codebook are shown outside, and what becomes of the others."""
 
     used: Natural = 0
-    """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table,
-    all codes are shown."""
+    """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table, all codes are
+    shown."""
     unknown: Literal["random", "extra"] | int = "random"
-    """The outside code of a feature whose code is not in the table: any one at random, one more code U,
-    or this code."""
+    """The outside code of a feature whose code is not in the table: any one at random, one more code U, or this
+    code."""
 
     @field_validator("unknown", mode="before")
     @classmethod
@@ -97,7 +96,7 @@ class UsedCodes(CodeTable):
     """A code outside is an index into the table `used` (U,), which holds codes of the codebook.
 
     Until weights are loaded the table holds the first U codes. With `unknown` "random" the code of a feature may differ
-    each time it is asked for: it is drawn from torch's default generator.
+    in each call: it is drawn from torch's default generator.
     """
 
     used: Tensor
@@ -136,5 +135,5 @@ class UsedCodes(CodeTable):
 
 
 def code_table(settings: RemapSettings, *, codebook_size: int) -> CodeTable:
-    """The table that the settings ask for, of a codebook of this many codes."""
+    """The code table of the settings, for a codebook of this many codes."""
     return UsedCodes(settings, codebook_size=codebook_size) if settings.used else AllCodes(codebook_size)

@@ -1,8 +1,7 @@
 """Codes that are running means: each moves to the mean of the features that take it, without a gradient.
 
-Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
-Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (VQ-VAE-2, arXiv
-1906.00446), section 2.1.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors. Sources: van den
+Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (VQ-VAE-2, arXiv 1906.00446), section 2.1.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class EMASettings:
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the distance of features from their codes, the only term: the codes need none."""
     gradient: GradientName = "straight-through"
-    """How the decoder's gradient reaches the features: "straight-through" as it is;
-    "rotation" turned back from code to feature."""
+    """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to
+    feature."""
     kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from normal noise."""
     decay: ProperFraction = 0.99
@@ -66,8 +65,8 @@ class EMA(Quantizer):
     mean count).
 
     The running sums m are not kept: they are `codebook` times the smoothed counts, and so always match the codes, also
-    after k-means and restarts. Where codes are normalized `codebook` holds the means as they are,
-    and `vectors` their directions.
+    after k-means and restarts. Where codes are normalized `codebook` holds the means as they are, and `vectors` their
+    directions.
     """
 
     codebook: Tensor

@@ -20,8 +20,8 @@ from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
 from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 MARGIN = 1e-3
-"""How much the bound stays below the outermost levels, as a fraction, so
-that nothing rounds beyond them (epsilon in A.1)."""
+"""How much the bound stays below the outermost levels, as a fraction, so that nothing rounds beyond them (epsilon in
+A.1)."""
 
 LARGEST = 2**30
 """Codes there may be at most."""
@@ -62,8 +62,8 @@ class FSQSettings:
 
 @final
 class FSQ(Quantizer):
-    """A code is the row of levels that the bounded features round to, read as the digits of a number,
-    the lowest first."""
+    """A code is the row of levels that the bounded features round to, read as the digits of a number, the lowest
+    first."""
 
     levels: Tensor
     place_values: Tensor

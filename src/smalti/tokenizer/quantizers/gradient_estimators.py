@@ -1,8 +1,7 @@
 """How the decoder's gradient reaches the features through the choice of a code, which has no derivative of its own.
 
-Notation: N vectors, D their dimension.
-Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), section 3.2; Fifty et al. 2024, "Restructuring vector
-quantization with the rotation trick" (arXiv 2410.06424), section 4.
+Notation: N vectors, D their dimension. Sources: van den Oord et al. 2017 (VQ-VAE, arXiv 1711.00937), section 3.2; Fifty
+et al. 2024, "Restructuring vector quantization with the rotation trick" (arXiv 2410.06424), section 4.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ GradientName = Literal["straight-through", "rotation"]
 
 
 def straight_through(features: Tensor, chosen: Tensor) -> Tensor:
-    """Features and the vectors chosen for them, of one shape -> the chosen ones;
-    their gradient reaches the features as it is."""
+    """Features and the vectors chosen for them, of one shape -> the chosen ones; their gradient reaches the features as
+    it is."""
     return features + (chosen - features).detach()
 
 

@@ -1,10 +1,9 @@
 """Codes at random: features -> one logit for each code -> a relaxed draw from the categorical distribution they make.
 
-Notation: B batch, D dimension of a code, h w code grid, K size of the codebook,
-U codes in the code table (K without one).
-Sources: Jang, Gu, Poole 2017, "Categorical reparameterization with Gumbel-softmax" (arXiv 1611.01144); Ramesh et al.
-2021, "Zero-shot text-to-image generation" (DALL-E, arXiv 2102.12092), section 2.1 and appendix A.2; the Gumbel model in
-the code of arXiv 2012.09841.
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, U codes in the code table (K without
+one). Sources: Jang, Gu, Poole 2017, "Categorical reparameterization with Gumbel-softmax" (arXiv 1611.01144); Ramesh et
+al. 2021, "Zero-shot text-to-image generation" (DALL-E, arXiv 2102.12092), section 2.1 and appendix A.2; the Gumbel
+model in the code of arXiv 2012.09841.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from smalti.tokenizer.quantizers.search import nearest
 from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, kmeans
 
 Temperature = Annotated[float, Field(gt=0)]
-"""The logits and their noise are divided by it before the softmax: near 0 a draw is one code,
-at 1 a mixture of several."""
+"""The logits and their noise are divided by it before the softmax: near 0 a draw is one code, at 1 a mixture of
+several."""
 
 
 @settings
 class TemperatureSettings:
-    """How the temperature moves over a training: in a line from `init_codebook` to `peak`,
-    then along half a cosine down to `end`.
+    """How the temperature moves over a training: in a line from `init_codebook` to `peak`, then along half a cosine
+    down to `end`.
 
     The defaults are DALL-E's 1 and 1/16, with a decay over half of the training.
     """
@@ -49,8 +48,8 @@ class TemperatureSettings:
 
 
 def warmup_cosine(seen: float, *, start: float, peak: float, end: float, warmup: float, decay: float) -> float:
-    """The value after `seen`: from `init_codebook` in a line to `peak` at `warmup`,
-    then along half a cosine to `end` at `decay`.
+    """The value after `seen`: from `init_codebook` in a line to `peak` at `warmup`, then along half a cosine to `end`
+    at `decay`.
 
     All three counts in one unit. With `decay` at or before `warmup` the value falls from `peak` to `end` at once.
     """
@@ -75,11 +74,11 @@ class GumbelSettings:
     kl_weight: Annotated[float, Field(ge=0)] = 5e-4
     """Weight of the distance (in nats per position) of each position's distribution from the uniform one."""
     straight_through: bool = True
-    """In training the decoder sees the vector of one code, with the gradients of the mixture;
-    False shows it the mixture."""
+    """In training the decoder sees the vector of one code, with the gradients of the mixture; False shows it the
+    mixture."""
     noisy: bool = False
-    """False: evaluation and encoding take the likeliest code. True: they draw one, another each time,
-    as the original does."""
+    """False: evaluation and encoding take the likeliest code. True: they draw one, another each time, as the original
+    does."""
     temperature: TemperatureSettings = TemperatureSettings()
     """Of training; evaluation takes one code whatever the temperature."""
     remap: RemapSettings = RemapSettings()
@@ -98,8 +97,8 @@ class GumbelSettings:
 
 @final
 class Gumbel(Quantizer):
-    """A code is drawn from softmax(logits); training draws a mixture of codes
-    that becomes one code as the temperature falls.
+    """A code is drawn from softmax(logits); training draws a mixture of codes that becomes one code as the temperature
+    falls.
 
     The noise of training (and of `noisy` evaluation) comes from torch's default generator of the features' device.
     """
@@ -154,8 +153,8 @@ class Gumbel(Quantizer):
         return partial(self._drawn, temperature=value)
 
     def bypass(self, features: Tensor) -> Quantized:
-        """(B,D,h,w) -> the features themselves, where they will place the codes;
-        else as training at its first temperature.
+        """(B,D,h,w) -> the features themselves, where they will place the codes; else as training at its first
+        temperature.
 
         Without a loss. Where codes are not placed it is not the mean of the codes without noise: an encoder that has
         learned to speak in mixtures has to unlearn it (1.2 dB less after 300 steps on the embedded scenes, one run
@@ -187,8 +186,8 @@ class Gumbel(Quantizer):
         share).
 
         s^2 is the mean squared distance of a feature from its code, so that a draw is of a code nearby. Left to chance,
-        logits are even at first and every code is drawn for everything, until a few codes
-        that began to mean something take all.
+        logits are even at first and every code is drawn for everything, until a few codes that began to mean something
+        take all.
         """
         if not self.settings.kmeans_iterations:
             return

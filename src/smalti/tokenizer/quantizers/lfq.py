@@ -1,7 +1,7 @@
 """Codes without a codebook: the signs of the features, one bit for each number.
 
-Notation: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group.
-Sources: Yu et al. 2023 (MAGVIT-v2, arXiv 2310.05737), section 3.1; Zhao et al. 2024 (BSQ, arXiv 2406.07548).
+Notation: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group. Sources: Yu et al. 2023
+(MAGVIT-v2, arXiv 2310.05737), section 3.1; Zhao et al. 2024 (BSQ, arXiv 2406.07548).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LFQSettings:
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the softmax that makes probabilities of squared distances, in units of the square of a code's numbers."""
     group: Annotated[int, Field(ge=1, le=20)] = 18
-    """G: the batch's entropy is exact for this many bits together; more bits are taken in groups,
-    and their entropies added."""
+    """G: the batch's entropy is exact for this many bits together; more bits are taken in groups, and their entropies
+    added."""
 
     @property
     def codebook_size(self) -> int:
@@ -53,8 +53,8 @@ class LFQSettings:
 
 
 def entropy_of_bits(logits: Tensor) -> Tensor:
-    """(N,D), log(p / (1 - p)) of each bit's being 1 -> (): the entropy of a vector's code in nats,
-    the mean over vectors.
+    """(N,D), log(p / (1 - p)) of each bit's being 1 -> (): the entropy of a vector's code in nats, the mean over
+    vectors.
 
     The bits of one vector are independent, so that their entropies add up: exact for any D.
     """
@@ -75,8 +75,8 @@ def mean_probabilities(logits: Tensor) -> Tensor:
     """(N,G) as `entropy_of_bits` -> (2^G,): how likely each code is, the mean over vectors.
 
     A code's probability is that of its lower half of bits times that of its upper half, so that the mean over all
-    vectors is one product of two matrices, of which neither has more than 2^ceil(G/2) columns:
-    N x 2^G numbers are never held.
+    vectors is one product of two matrices, of which neither has more than 2^ceil(G/2) columns: N x 2^G numbers are
+    never held.
     """
     low, high = logits.tensor_split([logits.shape[1] // 2], dim=1)
     return (code_probabilities(high).T @ code_probabilities(low)).flatten() / len(logits)

@@ -1,8 +1,7 @@
 """A codebook that moves as a whole: random vectors that stay, times a matrix that learns.
 
-Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
-Source: Zhu et al. 2024, "Addressing representation collapse in vector quantized models with one linear layer" (SimVQ,
-arXiv 2411.02038).
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors. Source: Zhu et al.
+2024, "Addressing representation collapse in vector quantized models with one linear layer" (SimVQ, arXiv 2411.02038).
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class SimVQSettings:
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the term that moves features toward codes, as in VQ."""
     gradient: GradientName = "straight-through"
-    """How the decoder's gradient reaches the features: "straight-through" as it is;
-    "rotation" turned back from code to feature."""
+    """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to
+    feature."""
     fitted: bool = True
-    """The layer starts so that the codes have the first images' features' mean and covariance;
-    False starts it at random."""
+    """The layer starts so that the codes have the first images' features' mean and covariance; False starts it at
+    random."""
 
     @property
     def size(self) -> int:
@@ -52,8 +51,8 @@ class SimVQSettings:
 
 @final
 class SimVQ(Quantizer):
-    """The nearest of the vectors C W + b, of which C is random and frozen.
-    Each feature's gradient moves all codes together."""
+    """The nearest of the vectors C W + b, of which C is random and frozen. Each feature's gradient moves all codes
+    together."""
 
     frozen: Tensor
 
@@ -123,7 +122,7 @@ class SimVQ(Quantizer):
             broadcast(parameter)  # a GPU adds in any order: the last bits differ between processes
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to do: a code that nobody takes moves with all others. Returns 0."""
+        """Nothing to do: an unused code moves with all others. Returns 0."""
         return 0
 
     def _flat(self, features: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """The codebook Z: features -> nearest codes, and codes -> latents.
 
-Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
-Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized
-codes of low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
+Notation: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors. Sources: arXiv
+2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized codes of low
+dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
 
-What keeps a codebook alive (`kmeans`, `code_counts`, `forgotten`, `restarted`) is here
-for the other quantizers with such a one too.
+What keeps a codebook alive (`kmeans`, `code_counts`, `forgotten`, `restarted`) is here for the other quantizers with
+such a one too.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class VQSettings:
     beta_on: Literal["commitment", "codebook"] = "commitment"
     """"commitment" is the paper; "codebook" is what its code does (beta on the term that moves the codes)."""
     gradient: GradientName = "straight-through"
-    """How the decoder's gradient reaches the features: "straight-through" as it is;
-    "rotation" turned back from code to feature."""
+    """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to
+    feature."""
     kmeans_iterations: Natural = 10
-    """k-means rounds that place the codes on the first images' features;
-    0 starts from uniform noise as the paper's code."""
+    """k-means rounds that place the codes on the first images' features; 0 starts from uniform noise as the paper's
+    code."""
     dead_code_threshold: ProperFraction = 0.1
     """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
     usage_decay: ProperFraction = 0.95
-    """How much of the running use of a code remains after a step; more, where a step has few features
-    for so many codes."""
+    """How much of the running use of a code remains after a step; more, where a step has few features for so many
+    codes."""
     remap: RemapSettings = RemapSettings()
     """A table of the codes that are shown outside."""
 
@@ -201,8 +201,8 @@ class VQ(Quantizer):
 
     @torch.no_grad()
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """As `Quantizer.update_codebook`. Where there is a code table only its codes are counted,
-        and only they restart."""
+        """As `Quantizer.update_codebook`. Where there is a code table only its codes are counted, and only they
+        restart."""
         size, settings, vectors = self.settings.codebook_size, self.settings, codes.numel()
         known = self.table.select_used(torch.arange(size, device=codes.device), dim=0)
         counts = code_counts(self.table.inside(codes), size).to(self.use.dtype)

@@ -27,8 +27,8 @@ STRIP = 2**26
 
 
 def tile_rows(model: VQGAN, width: int) -> int:
-    """Pixels of a row of an image -> how many rows make a strip of about `STRIP` bytes; 8
-    of the highest map at least."""
+    """Pixels of a row of an image -> how many rows make a strip of about `STRIP` bytes; 8 of the highest map at
+    least."""
     autoencoder = model.settings.autoencoder
     # The first block of the decoder's highest level has the width of the level below.
     widest = max(*autoencoder.widths[:2], *autoencoder.decoder_widths[:2])
@@ -44,8 +44,8 @@ def is_large(model: VQGAN, grid: Tensor) -> bool:
 def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = no_progress) -> Quantized:
     """Images, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
-    Images of more than `MAX_UNTILED_PIXELS` pixels are encoded one by one. Errors as in `encode_tiled`,
-    and as in `VQGAN.encode`.
+    Images of more than `MAX_UNTILED_PIXELS` pixels are encoded one by one. Errors as in `encode_tiled`, and as in
+    `VQGAN.encode`.
     """
     images, device = model.batch(images), next(model.parameters()).device
     if images.shape[2] * images.shape[3] <= MAX_UNTILED_PIXELS:
@@ -65,8 +65,8 @@ def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = no_
 def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no_progress) -> Tensor:
     """Latents (B,D,h,w) -> images (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
 
-    Images of more than `MAX_UNTILED_PIXELS` pixels are decoded one by one.
-    Raises `SmaltiError` if there is no room for a temporary file.
+    Images of more than `MAX_UNTILED_PIXELS` pixels are decoded one by one. Raises `SmaltiError` if there is no room for
+    a temporary file.
     """
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
     images = [
@@ -83,9 +83,8 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no
 def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = no_progress) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
-    Images of at most `MAX_UNTILED_PIXELS` pixels are one strip.
-    Raises `SmaltiError` if there is no room for a temporary file, and where
-    weights are not finite.
+    Images of at most `MAX_UNTILED_PIXELS` pixels are one strip. Raises `SmaltiError` if there is no room for a
+    temporary file, and where weights are not finite.
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor
     if is_large(model, latents):

@@ -83,8 +83,8 @@ class MapStorageSettings:
 
 
 class MapStorage(ABC):
-    """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so
-    that a strip is one piece."""
+    """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so that a strip is one
+    piece."""
 
     @abstractmethod
     def write(self, first: int, strip: Tensor) -> None:
@@ -179,8 +179,8 @@ class FeatureMap:
         return self._storage.read
 
     def overwritten(self, strips: Iterable[Tensor]) -> FeatureMap:
-        """A map of the same shape in place of this one, which is gone.
-        Each strip is computed before its rows are written."""
+        """A map of the same shape in place of this one, which is gone. Each strip is computed before its rows are
+        written."""
         return FeatureMap(self._storage, strips, self.height)
 
     def _written(self, strips: Iterable[Tensor]) -> Iterator[ChannelMoments]:

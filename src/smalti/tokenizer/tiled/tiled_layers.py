@@ -1,11 +1,11 @@
-"""Decoding and encoding strip by strip: images of any size in bounded memory,
-as from the whole image up to float rounding.
+"""Decoding and encoding strip by strip: images of any size in bounded memory, as from the whole image up to float
+rounding.
 
 Each convolution is one walk over a map, from top to bottom, in strips of rows. A strip is read with the row above and
 below it that the kernel reaches; the rows at a border of the strip that is not a border of the map are computed and
 dropped. GroupNorm's statistics are those of the whole map, gathered in float64 while the map was written. Attention has
-its keys and values whole, and its queries in pieces. Where a map is read for the last time,
-the result is written in its place.
+its keys and values whole, and its queries in pieces. Where a map is read for the last time, the result is written in
+its place.
 
 A map larger than `memory_limit` bytes is in a temporary file, written once and read once or twice; nothing is computed
 again. Costs, for strips of r rows:
@@ -102,8 +102,8 @@ def encode_tiled(
     folder: Path | None = None,
     progress: Progress = no_progress,
 ) -> Quantized:
-    """Images of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w),
-    codes (B,h,w), loss ().
+    """Images of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w), codes (B,h,w), loss
+    ().
 
     `read(first, last)` gives rows first to last - 1 of the images, (B,C,last-first,W): about `rows` at a time, from top
     to bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more
@@ -235,8 +235,8 @@ class _Walk:
         return _Walk(self._rows * times, self._storage, self._counter)
 
     def bounds(self, height: int, reach: _Reach) -> Iterator[tuple[int, int]]:
-        """(first, last) of each strip of what a layer makes, `height` rows;
-        neither it nor its input has more than `rows`."""
+        """(first, last) of each strip of what a layer makes, `height` rows; neither it nor its input has more than
+        `rows`."""
         step = max(self._rows // max(reach.takes, reach.gives), 1) * reach.gives
         return pairwise([*range(0, height, step), height])
 

@@ -1,8 +1,8 @@
 """Progress of tiled encoding and decoding, in rows of the image.
 
 Nearly all of the time passes before the first strip of an image is done, so progress counts multiplications instead of
-strips. They are counted: of each convolution its weights, once for each position of what it makes, and
-of attention its scores and sums.
+strips. They are counted: of each convolution its weights, once for each position of what it makes, and of attention its
+scores and sums.
 """
 
 from __future__ import annotations
