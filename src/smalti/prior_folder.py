@@ -10,7 +10,7 @@ from smalti.conditions.base import Condition
 from smalti.conditions.condition_registry import build_condition
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import as_mapping, parse
-from smalti.hub.pretrained import Saved, load_weights_into, save_model
+from smalti.hub.pretrained import Saved, build_saved, save_model
 from smalti.prior import (
     GPT,
     GPTSettings,
@@ -57,6 +57,6 @@ def load_prior(saved: Saved) -> tuple[Prior, Condition]:
     if kind not in PRIORS:
         raise SmaltiError(f"{saved.folder} holds an unknown prior {kind!r}; {suggestion(str(kind), PRIORS)}")
     build, options = PRIORS[kind]
-    prior = build(parse(options, network, where=str(saved.folder)))
-    load_weights_into(prior, saved)
+    settings = parse(options, network, where=str(saved.folder))
+    prior = build_saved(lambda: build(settings), saved)
     return prior.eval().requires_grad_(False), build_condition(saved.settings["condition"], saved.folder)

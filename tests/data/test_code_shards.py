@@ -129,7 +129,7 @@ def test_many_small_shards_hold_the_same(tmp_path: Path, shards: CodeShards, mon
     monkeypatch.setattr(codes_module, "SHARD_BYTES", 3 * 2 * 3 * 8)  # three images
     write(tmp_path, batch=2)
     several = open_codes(tmp_path / "codes")
-    assert several.meta.training.shards == (3, 1)
+    assert several.meta.training.shards == (2, 2)
     whole = open_codes(tmp_path / "one")
     for index in range(4):
         for draw in range(6):

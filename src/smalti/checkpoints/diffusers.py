@@ -23,7 +23,8 @@ from smalti.checkpoints.renaming import Renaming, Rule
 from smalti.conditions.base import Condition, Grid
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import folder_written_atomically, read_json
-from smalti.core.settings import Positive, as_mapping, parse, settings
+from smalti.core.network_building import build_network, number_count
+from smalti.core.settings import LayerCount, Positive, as_mapping, parse, settings
 from smalti.prior import Prior
 from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
@@ -51,8 +52,8 @@ class Config:
     out_channels: Positive = 3
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64,)
-    layers_per_block: Positive = 1
+    block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=30)] = (64,)
+    layers_per_block: LayerCount = 1
     act_fn: str = "silu"
     latent_channels: Positive = 3
     sample_size: Positive = 32
@@ -90,7 +91,8 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
     plain = {key: value for key, value in read_json(folder / CONFIG).items() if not key.startswith("_")}
     config = parse(Config, plain, where=where)
     weights = read_tensors(named or _weights_in(folder))
-    tokenizer = VQGAN(_settings(config, where=where))
+    settings = _settings(config, where=where)
+    tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(weights), where=where)
     _names(tokenizer).read_into(tokenizer, _with_new_names(weights), where=str(folder))
     about: dict[str, Any] = {"imported_from": "diffusers VQModel", "diffusers": _kept(config)}
     if config.sample_size != Config().sample_size:  # which is what all files have that never said

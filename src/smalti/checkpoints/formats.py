@@ -63,8 +63,13 @@ def find_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) ->
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for what a format refuses, for a checkpoint without
     its settings, and for a `grid` that contradicts the checkpoint.
     """
-    for form in FORMATS.values():
-        imported = form.read(path, grid=grid, prior=prior)
+    for name, form in FORMATS.items():
+        try:
+            imported = form.read(path, grid=grid, prior=prior)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise SmaltiError(
+                f"{path} is damaged: a value in it has not the type that {name} gives it ({error}); copy it again"
+            ) from error
         if imported is not None:
             check_window(imported.prior if prior else None, grid, where=path)
             return imported

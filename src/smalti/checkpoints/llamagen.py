@@ -26,6 +26,7 @@ from smalti.conditions.base import Condition, Grid, grid_text
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
+from smalti.core.network_building import build_network, number_count
 from smalti.core.settings import Positive, ProperFraction, as_mapping, parse, settings
 from smalti.prior import Prior, Transformer, TransformerSettings
 from smalti.tokenizer.encoder import AutoencoderSettings
@@ -198,7 +199,8 @@ def kind_of(names: Collection[str]) -> str | None:
 
 
 def _read_tokenizer(file: _File) -> VQGAN:
-    tokenizer = VQGAN(_tokenizer_settings(file))
+    settings, stored = _tokenizer_settings(file), number_count(file.weights)
+    tokenizer = build_network(lambda: VQGAN(settings), stored=stored, where=str(file.path))
     _tokenizer_names(tokenizer).read_into(tokenizer, file.weights, where=str(file.path), ignored=IGNORED)
     return tokenizer.eval().requires_grad_(False)
 
@@ -319,8 +321,9 @@ def _read_gpt(file: _File, *, factor: int, grid: Grid | None) -> tuple[Transform
         "mlp_dim": file.shape("layers.0.feed_forward.w1.weight", axes=2)[0],
         "dropout": notes.dropout,
     }
-    prior = Transformer(parse(TransformerSettings, values, where=str(file.path)))
-    weights = _joined(file)
+    weights, settings = _joined(file), parse(TransformerSettings, values, where=str(file.path))
+    stored = number_count(weights)
+    prior = build_network(lambda: Transformer(settings), stored=stored, where=str(file.path))
     _gpt_names(prior).read_into(prior, weights, where=str(file.path), ignored=IGNORED)
     nn.init.zeros_(prior.prefix_positions.weight)  # their classes have no position
     return prior.eval().requires_grad_(False), Labels(notes.labels), sources

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -135,12 +135,31 @@ def read_pickle(path: Path) -> Any:
         raise SmaltiError(f"there is no file {path}")
     try:
         # Not mapped into memory: a file that changes under a mapping ends the process.
-        return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+        with path.open("rb") as file:
+            _refuse_other_kinds(file)
+            return torch.load(file, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except SmaltiError as error:
         raise SmaltiError(f"{path} was refused: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything; nothing but reading happens above
         reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise SmaltiError(f"{path} is damaged, truncated or no checkpoint ({reason}); copy it again") from error
+
+
+def _refuse_other_kinds(file: BinaryIO) -> None:
+    """Raise for what `torch.load` would pass to something else than our unpickler: TorchScript, whose programs run when
+    they are loaded, and tar files of PyTorch before 0.1.10, whose members it would unpack.
+    """
+    begin = file.read(4)
+    file.seek(0)
+    if begin == b"PK\x03\x04":
+        records: list[str] = torch._C.PyTorchFileReader(file).get_all_records()  # as `torch.load` lists them
+        file.seek(0)
+        if "constants.pkl" in records:
+            raise SmaltiError(
+                "it is a program (TorchScript), and not weights; nothing was executed. Do not use this file"
+            )
+    elif begin[:1] != pickle.PROTO:
+        raise ValueError("it begins neither as a zip file nor as a pickle")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

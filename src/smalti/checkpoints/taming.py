@@ -37,6 +37,7 @@ from smalti.checkpoints.taming_parts import (
 )
 from smalti.conditions.base import Grid, grid_text
 from smalti.core.errors import SmaltiError
+from smalti.core.network_building import build_network, number_count
 from smalti.core.settings import parse_yaml
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior.gpt import GPT
@@ -262,7 +263,7 @@ def read_net2net(
         order=order,
         where=where,
     )
-    prior = GPT(settings)
+    prior = build_network(lambda: GPT(settings), stored=number_count(weights), where=where)
     mine = {key.removeprefix("transformer."): value for key, value in weights.items() if key.startswith("transformer.")}
     gpt_names(prior).read_into(prior, mine, where=f"{where} (transformer)", ignored=MASKS)
     _check_rest(weights, where=where)

@@ -43,6 +43,8 @@ have."""
 GEOMETRY_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
 """`conditional_key` of the original -> `LayoutSettings.geometry`."""
 
+_MOST_CLASSES = 10**6
+
 
 class ConditionStage(NamedTuple):
     """The condition stage of a transformer of the original, with what it is read from."""
@@ -138,6 +140,8 @@ def _sos(stage: ConditionStage, part: Part) -> ImportedCondition:
 def _labels(stage: ConditionStage, part: Part) -> ImportedCondition:
     # Their labels have no names here; their classes are numbered in the order of the ImageNet synsets.
     count = int(part.params.get("n_classes", 1000))
+    if not 0 < count <= _MOST_CLASSES:
+        raise SmaltiError(f"{stage.where}: n_classes = {count}, which no classifier has")
     return ImportedCondition(Labels([str(number) for number in range(count)]), _window(stage, prefix=1), None)
 
 

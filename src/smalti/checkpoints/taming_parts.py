@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from smalti.checkpoints.renaming import Renaming, Rule
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.network_building import build_network, number_count
 from smalti.core.settings import parse
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.prior.order import Order
@@ -317,7 +318,8 @@ def read_first_stage(part: Part, weights: Mapping[str, Tensor], *, prefix: str, 
     """A first stage's section, and weights of which its own begin with `prefix` -> the tokenizer."""
     mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     used = len(mine["quantize.used"]) if "quantize.used" in mine else 0
-    tokenizer = VQGAN(tokenizer_settings(part, used=used, where=where))
+    settings = tokenizer_settings(part, used=used, where=where)
+    tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(mine), where=where)
     prefixed = f"{where} ({prefix.rstrip('.')})" if prefix else where
     tokenizer_names(tokenizer).read_into(tokenizer, mine, where=prefixed, ignored=IGNORED)
     if used and not (

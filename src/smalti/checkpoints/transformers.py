@@ -28,6 +28,7 @@ from smalti.conditions.base import Condition, Grid
 from smalti.conditions.condition_registry import build_condition
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically, read_json
+from smalti.core.network_building import build_network, number_count
 from smalti.core.settings import as_mapping, parse
 from smalti.hub.pretrained import find_model
 from smalti.prior import GPT, GPTSettings, Prior, Transformer
@@ -59,8 +60,9 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
         about = {**find_model(path / TOKENIZER, kind="tokenizer").about, **about}
     if not prior:
         return Imported("transformers", tokenizer, None, None, about)
-    gpt = GPT(parse(GPTSettings, notes["network"], where=where))
+    settings = parse(GPTSettings, notes["network"], where=where)
     weights = _apart(read_tensors(path / WEIGHTS), where=str(path))
+    gpt = build_network(lambda: GPT(settings), stored=number_count(weights), where=where)
     _names(gpt).read_into(gpt, weights, where=str(path))
     condition = build_condition(notes["condition"], path)
     return Imported("transformers", tokenizer, gpt.eval().requires_grad_(False), condition, about)

@@ -17,6 +17,7 @@ import typer
 
 from smalti.cli.console import CONSOLE, progress_bar
 from smalti.core.errors import SmaltiError
+from smalti.core.files import remove_written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +124,7 @@ class PartialPreview:
 
     def remove(self) -> None:
         """Delete the preview once the image is finished."""
-        self._path.unlink(missing_ok=True)
+        remove_written(self._path)
 
 
 @contextmanager
@@ -211,7 +212,7 @@ def generate_and_save(job: GenerationJob) -> None:
     outputs = [*(file.path for file in job.files), job.partial]
     check_outputs(outputs, job.files[0].path.parent, inputs=job.options.inputs)
     if job.options.resume and all(file.finished for file in job.files):
-        job.checkpoint.unlink(missing_ok=True)
+        remove_written(job.checkpoint)
     elif job.options.selection.num_candidates == 1:
         _generate_resumable(job)
     else:

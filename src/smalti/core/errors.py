@@ -7,8 +7,33 @@ from collections.abc import Iterable, Sequence
 
 
 class SmaltiError(Exception):
-    """An error that a user can cause and fix. The command line prints its message without a traceback, and exits with
-    status 1."""
+    """An error that a user can cause and fix. The command line prints its message without a traceback,
+    and exits with status 1.
+
+    Messages quote names and values from files of others: what is not printable in them, such as the codes that move a
+    terminal's cursor, is written as Python writes it, and the middle of very long ones is left out.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+LONGEST = 3000
+"""Characters of a message."""
+
+
+def printable(text: str) -> str:
+    r"""Text -> the same in one line, with escapes for line breaks, control codes and halves of characters; of more than
+    `LONGEST` the beginning and the end.
+
+    >>> printable("a\x1b[2J\nb")
+    'a\\x1b[2J\\nb'
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 1000]} ... {text[-500:]}"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 LISTED = 40

@@ -8,16 +8,15 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import shutil
 import stat
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from smalti.core.errors import SmaltiError
+from smalti.core.temporary_paths import temporary_file, temporary_folder, temporary_name
 
 
 def _sync(path: Path) -> None:
@@ -29,26 +28,29 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Push all files below a folder to the disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and only then give it the name `path`.
 
     Raises `SmaltiError` if writing fails (full, read-only, no permission); what was at `path` before is untouched.
     """
-    with refusals_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        with refusals_explained(path):
-            write(temporary)
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; these are the user's ordinary ones
-            temporary.replace(path)
-            _sync(path.parent)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with refusals_explained(path), temporary_file(path) as temporary:
+        write(temporary)
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())  # a temporary file is private; this is the user's ordinary one
+        temporary.replace(path)
+        _sync(path.parent)
+
+
+def remove_written(path: Path) -> None:
+    """Remove a file that `write_atomically` wrote, and what a killed process has left of writing it."""
+    for name in (path, temporary_name(path)):
+        name.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -57,19 +59,12 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
 
     `path` must not exist yet.
     """
-    with refusals_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        with refusals_explained(path):
-            yield temporary
-            for file in temporary.rglob("*"):
-                _sync(file)
-            temporary.chmod(0o777 & ~_umask())
-            temporary.rename(path)
-            _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with refusals_explained(path), temporary_folder(path) as temporary:
+        yield temporary
+        sync_folder(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(path)
+        _sync(path.parent)
 
 
 @contextmanager

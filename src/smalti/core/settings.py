@@ -25,8 +25,10 @@ from smalti.core.files import read_text
 
 T = TypeVar("T")
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, lt=2**62)]
+Natural = Annotated[int, Field(ge=0, lt=2**62)]
+LayerCount = Annotated[int, Field(ge=1, le=1000)]
+"""How many layers follow one another; each takes time to make, whatever its size."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -60,14 +62,47 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise SmaltiError("; ".join(_sentence(cls, item, where) for item in _distinct(error.errors()))) from error
 
 
+_MOST_VALUES = 1_000_000
+"""Values that a YAML file may stand for: with aliases of aliases a few lines stand for billions."""
+_MOST_DIGITS = 400
+"""Of a number; more than the largest float has, and few enough for Python to print."""
+
+
 def parse_yaml(text: str) -> Any:
-    """YAML -> its value. Raises `yaml.YAMLError` for invalid YAML, brackets nested too deep, and dates that there are
-    not."""
+    """YAML -> its value. Raises `yaml.YAMLError` for invalid YAML, brackets nested too deep, dates that there are not,
+    numbers without end, and aliases that stand for very many values, or for themselves."""
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
-    except (RecursionError, ValueError) as error:
-        reason = "its brackets are nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise yaml.YAMLError(reason) from error
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_below(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    except yaml.YAMLError:
+        raise
+    except RecursionError as error:
+        raise yaml.YAMLError("its brackets are nested too deep") from error
+    except Exception as error:  # of a value that does not have the type of its tag, such as !!bool 7: of any kind
+        raise yaml.YAMLError(str(error) or type(error).__name__) from error
+    finally:
+        loader.dispose()
+
+
+def _values_below(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, with each alias counted as all that it stands for; `known`: nodes by their
+    `id`, 0 for those that are being counted."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
+            raise yaml.YAMLError(f"a number of {len(node.value):,} digits")
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        below = [each for pair in node.value for each in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_values_below(each, known) for each in below)
+    elif not known[id(node)]:
+        raise yaml.YAMLError("an alias stands for what it is in")
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> Any:

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Generic, TypeVar, final
 
+from smalti.core.errors import SmaltiError
+
 T = TypeVar("T")
 
 _MOST_LINKS = 40
 """Links that lead to links; more are a circle."""
+_MOST_FILES = 5_000_000
+"""Files that the links of an archive may stand for: thousands of links to a folder of thousands are billions."""
 
 
 def plain(name: str) -> str:
@@ -31,6 +35,7 @@ class Links(Generic[T]):
     def __init__(self, files: Mapping[str, T], targets: Mapping[str, str]) -> None:
         self._files, self._targets = files, targets
         self._names = sorted({*files, *targets})
+        self._followed_files = 0
 
     def end(self, path: str) -> str:
         """A path -> the same without links, also in place of its folders; "" where they lead in a circle."""
@@ -45,8 +50,16 @@ class Links(Generic[T]):
     def followed(self, path: str) -> Iterator[tuple[str, T]]:
         """A link -> the files it stands for, each with what follows the path of the link: "" for that of a file,
         "/1.png" for one in a folder. Nothing for a link to nothing, and for one to a folder that it is in.
+
+        Raises `SmaltiError` where all links together stand for more than `_MOST_FILES`.
         """
-        yield from self._followed(path, entered=set())
+        for found in self._followed(path, entered=set()):
+            self._followed_files += 1
+            if self._followed_files > _MOST_FILES:
+                raise SmaltiError(
+                    f"its links stand for more than {_MOST_FILES:,} files; write the archive without links"
+                )
+            yield found
 
     def _followed(self, path: str, entered: set[str]) -> Iterator[tuple[str, T]]:
         """`entered`: the folders that are not entered again, so that circles end."""

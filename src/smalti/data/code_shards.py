@@ -15,28 +15,31 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Annotated, Any, NamedTuple, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json
-from smalti.core.settings import parse, settings
+from smalti.core.settings import Natural, Positive, parse, settings
 from smalti.data.crops import uniform_numbers
 
 FORMAT = 1
+CodebookSize: TypeAlias = Annotated[int, Field(ge=1, le=2**26)]
+"""More codes than any codebook has; how often each occurs is counted in memory."""
 
 
 @settings
 class PartSettings:
     """One part (training or validation): its images per shard, and where they came from."""
 
-    shards: tuple[int, ...]
-    copies: int
-    damaged: int  # images left out
+    shards: tuple[Natural, ...]
+    copies: Positive
+    damaged: Natural  # images left out
     data: dict[str, Any]
 
 
@@ -49,8 +52,8 @@ class PrefixSettings:
     made them.
     """
 
-    size: int
-    length: int
+    size: CodebookSize
+    length: Natural
     fingerprint: str
     condition: dict[str, Any]
 
@@ -61,9 +64,9 @@ class CodesSettings:
 
     format: int
     fingerprint: str
-    size: int
-    grid: tuple[int, int]
-    factor: int
+    size: CodebookSize
+    grid: tuple[Positive, Positive]
+    factor: Positive
     labels: tuple[str, ...]
     seed: int
     training: PartSettings
@@ -181,7 +184,7 @@ def _load(path: Path, *, shape: tuple[int, ...], dtype: np.dtype[Any], mapped: b
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise SmaltiError(f"there is no file {path}; the folder is not whole, encode again") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python's literals, which fail in many ways
         raise SmaltiError(f"{path} is damaged ({error}); remove the folder and encode again") from error
     if array.shape != shape or array.dtype != dtype:
         raise SmaltiError(

@@ -35,7 +35,7 @@ from smalti.data.folders import (
 from smalti.data.image_entries import ImageEntry, key_below, label_of, labeled_entries, listed_entries
 from smalti.data.image_tables import ImageTable, download_table, holds_tables, is_hub_name, open_table
 from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
-from smalti.data.zip_files import read_members
+from smalti.data.zip_files import read_member, read_members
 from smalti.images.io import Array, Covering, DamagedImage
 
 logger = logging.getLogger("smalti")
@@ -137,7 +137,7 @@ class ListSource(Source):
             if not name:
                 continue
             found = finder.find(name)
-            if found is None:
+            if found is None or PurePosixPath(key_below(path.parent, found)).name in ("", ".."):  # no file
                 missing.append(f"{name} (line {number})")
             else:
                 keys[key_below(path.parent, found)] = None
@@ -192,7 +192,7 @@ class ZipSource(Source):
                 # Each process opens the file for itself: a forked one would share the reading position with its parent.
                 check_file(self.path)
                 self._archive, self._process = zipfile.ZipFile(self.path), os.getpid()
-            return self._archive.read(self._members[name])
+            return read_member(self._archive, self._members[name])
         except Exception as error:  # a bad checksum, a cut or unknown compression: zipfile has an exception for each
             raise DamagedImage(name, f"cannot be read from {self.path} ({error})") from error
 

@@ -209,7 +209,11 @@ def _after_zeros(file: BinaryIO) -> int:
 def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError) as error:
+    except SmaltiError:
+        raise
+    except RecursionError as error:
+        raise SmaltiError(f"{path} is not a tar file of images: a name in it has hundreds of headers") from error
+    except Exception as error:  # the module has exceptions of its own, and lets others through from damaged numbers
         raise SmaltiError(f"{path} is not a whole tar file ({error}); copy or write it again") from error
 
 

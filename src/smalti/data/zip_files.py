@@ -7,7 +7,6 @@ links.
 from __future__ import annotations
 
 import stat
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
@@ -16,6 +15,10 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import open_file
 from smalti.data.archive_links import Links, plain, target_of
 
+MOST_BYTES = 2**30
+"""Of a member; a few kilobytes of zeros unpack to gigabytes, and the largest images that are read have half of this."""
+_LONGEST_PATH = 4096
+"""Bytes of the path in a link, as Linux has them."""
 _UTF8 = 0x800
 """The flag of a member whose name is in UTF-8."""
 _UNIX = 3
@@ -43,13 +46,22 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
                     )
                 members[name] = member  # of a member that was added again the last one counts
             targets = {
-                name: archive.read(member).decode("utf-8", "replace")
+                name: read_member(archive, member).decode("utf-8", "replace")
                 for name, member in members.items()
-                if _is_link(member) and not member.flag_bits & 1
+                if _is_link(member) and not member.flag_bits & 1 and member.file_size <= _LONGEST_PATH
             }
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise SmaltiError(f"cannot read {path} as a zip file: {error}") from error
+    except SmaltiError:
+        raise
+    except Exception as error:  # a bad checksum, a cut or unknown compression: zipfile has an exception for each
+        raise SmaltiError(f"cannot read {path} as a zip file: {error or type(error).__name__}") from error
     return _linked(members, targets)
+
+
+def read_member(archive: ZipFile, member: ZipInfo) -> bytes:
+    """A member -> its bytes. Raises `ValueError` for more than `MOST_BYTES`, and what `zipfile` raises for damage."""
+    if member.file_size > MOST_BYTES:  # `zipfile` gives no more than this number says
+        raise ValueError(f"it has {member.file_size:,} bytes, and {MOST_BYTES:,} are the most that is read")
+    return archive.read(member)
 
 
 def _linked(members: dict[str, ZipInfo], targets: dict[str, str]) -> dict[str, ZipInfo]:

@@ -6,7 +6,7 @@ B batch, C channels, H W pixels, h w grid, N images, P prefix codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.files import folder_written_atomically, write_json
+from smalti.core.files import write_atomically, write_json
 from smalti.core.settings import as_mapping, flattened
+from smalti.core.shared_work import SharedWork
 from smalti.data.code_shards import FORMAT, CodesSettings, PartSettings, PrefixSettings, dtype_of, read_meta
 from smalti.data.loader import stacks
 
 SHARD_BYTES = 2**28  # a shard is gathered in memory before it is written
+SHARD_IMAGES = 4096
+"""Images of a shard at most: what a process that is killed has to encode again."""
 
 
 class Encodable(Protocol):
@@ -106,9 +109,11 @@ def write_codes(
     settings: WritingSettings,
     progress: Callable[[int, int], object],
 ) -> bool:
-    """Two sets of images -> a folder of codes at `out`, written atomically. True if it was written.
+    """Two sets of images -> a folder of codes at `out`, which appears when it is whole. True if it was written.
 
-    Damaged images are left out. `progress` is called with the number of images done and their total.
+    Damaged images are left out. `progress` is called with the number of images done and their total. Several processes
+    that are called with the same arguments share the work, shard by shard, and what was written is found again by a
+    later call.
 
     False if the folder is there already and was made by the same tokenizer from the same images with the same settings;
     otherwise `SmaltiError` names what differs. It is also raised when the size of the images is not a multiple of the
@@ -130,24 +135,72 @@ def write_codes(
         before = {"prefix": {"fingerprint": None if prefix is None else prefix.fingerprint}}
         _refuse_others(out, {**facts, **before, "copies": copies, **parts})
         return False
-    first_images = len(training) * copies
-    total = first_images + len(validation)
-    with folder_written_atomically(out) as folder:
-        writer = _ShardWriter(folder, encoder, prefix, settings=settings, grid=grid)
-        first = writer.write("training", training, copies=copies, report=lambda done: progress(done, total))
-        second = writer.write(
-            "validation", validation, copies=1, report=lambda done: progress(first_images + done, total)
-        )
+    planned: dict[str, tuple[Encodable, int]] = {"training": (training, copies), "validation": (validation, 1)}
+    plans = {name: _shards(name, *part, grid=grid, size=encoder.size) for name, part in planned.items()}
+    spans = {shard: span for plan in plans.values() for shard, span in plan.items()}
+    sizes = {shard: len(span) * planned[shard.partition("-")[0]][1] for shard, span in spans.items()}
+    described = {name: part.described() for name, (part, _) in planned.items()}
+    request = {**facts, "copies": copies, **described, "shards": [len(span) for span in spans.values()]}
+    work = SharedWork(out, {**request, "prefix": None if prefix is None else prefix.fingerprint})
+    writer = _ShardWriter(work.folder, encoder, prefix, settings=settings, grid=grid)
+    finished: set[str] = set()
+
+    def report(shard: str, done: int) -> None:
+        progress(done + sum(sizes[each] for each in finished), sum(sizes.values()))
+
+    def write(shard: str) -> int:
+        dataset, many = planned[shard.partition("-")[0]]
+        return writer.write(shard, dataset, spans[shard], copies=many, report=lambda done: report(shard, done))
+
+    def note(shard: str) -> None:
+        finished.add(shard)
+        report(shard, 0)
+
+    def complete() -> None:
+        rows = {name: _numbered(work, plan) for name, plan in plans.items()}
+        sets = {
+            name: PartSettings(
+                shards=rows[name], copies=many, damaged=len(part) - sum(rows[name]), data=described[name]
+            )
+            for name, (part, many) in planned.items()
+        }
+        labels, saved = tuple(images.labels), _saved(prefix, work.folder)
         meta = CodesSettings(
             format=FORMAT,
-            **{**facts, "labels": tuple(images.labels)},
+            **{**facts, "labels": labels},
             grid=grid,
-            training=first,
-            validation=second,
-            prefix=_saved(prefix, folder),
+            prefix=saved,
+            training=sets["training"],
+            validation=sets["validation"],
         )
-        write_json(folder / "codes.json", as_mapping(meta))
-    return True
+        write_json(work.folder / "codes.json", as_mapping(meta))
+
+    try:
+        work.make(list(spans), write, note)
+        return work.finish(complete)
+    except BaseException:
+        work.discard_if_empty()
+        raise
+
+
+def _shards(name: str, dataset: Encodable, copies: int, *, grid: tuple[int, int], size: int) -> dict[str, range]:
+    """A part of the images -> its shards by name, and the numbers of their images."""
+    rows = min(SHARD_IMAGES, max(1, SHARD_BYTES // (copies * math.prod(grid) * dtype_of(size).itemsize)))
+    spans = [range(start, min(start + rows, len(dataset))) for start in range(0, len(dataset), rows)]
+    return {f"{name}-{number:05d}": span for number, span in enumerate(spans)}
+
+
+def _numbered(work: SharedWork, shards: Iterable[str]) -> tuple[int, ...]:
+    """The shards of a part -> how many images each has, without those whose images are all damaged: the files after
+    these are given their numbers."""
+    rows: list[int] = []
+    for shard in shards:
+        if count := int(work.notes(shard)):
+            stem = f"{shard.partition('-')[0]}-{len(rows):05d}"
+            for path in work.folder.glob(f"{shard}.*npy") if stem != shard else ():
+                path.rename(path.with_name(path.name.replace(shard, stem)))
+            rows.append(count)
+    return tuple(rows)
 
 
 def _saved(prefix: Prefix | None, folder: Path) -> PrefixSettings | None:
@@ -203,29 +256,40 @@ class _ShardWriter:
     ) -> None:
         self._folder, self._encoder, self._prefix, self._settings, self._grid = folder, encoder, prefix, settings, grid
 
-    def write(self, name: str, dataset: Encodable, *, copies: int, report: Callable[[int], object]) -> PartSettings:
-        """All images that are not damaged -> the shards of the part `name`, with `copies` of each image; `report` is
-        called with the number of images done."""
+    def write(
+        self, shard: str, dataset: Encodable, span: range, *, copies: int, report: Callable[[int], object]
+    ) -> int:
+        """The images of a span that are not damaged, with `copies` of each -> the shard of this name, and how many they
+        are; `report` is called with the number of images done."""
         encoder, prefix, batch = self._encoder, self._prefix, self._settings.batch
-        shard_rows = max(1, SHARD_BYTES // (copies * math.prod(self._grid) * dtype_of(encoder.size).itemsize))
-        part = _Part(self._folder, name, rows=shard_rows)
         at_once = max(1, batch // copies)
-        starts = range(0, len(dataset), at_once)
-        keys = ([(i, 0) for i in range(start, min(start + at_once, len(dataset)))] for start in starts)
+        starts = range(span.start, span.stop, at_once)
+        keys = ([(i, 0) for i in range(start, min(start + at_once, span.stop))] for start in starts)
         read = stacks(_Copies(dataset, copies), keys, workers=self._settings.workers)
+        codes: list[npt.NDArray[Any]] = []
+        prefixes: list[npt.NDArray[Any]] = []
+        labels: list[int] = []
         for start, fields in zip(starts, read, strict=True):
             if fields is not None:
-                images, labels, *conditions = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
-                codes = _encoded([images], encoder.encode, shape=self._grid, size=encoder.size, batch=batch)
-                prefixes = None
+                images, some, *conditions = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
+                codes.append(_encoded([images], encoder.encode, shape=self._grid, size=encoder.size, batch=batch))
+                labels += some.tolist()
                 if prefix is not None:
                     length, size = (prefix.condition.length,), prefix.condition.size
-                    prefixes = _encoded(conditions, prefix.encode, shape=length, size=size, batch=batch)
-                part.append(codes, labels.tolist(), prefixes)
-            report(min(start + at_once, len(dataset)) * copies)
-        shards = part.finish()
-        damaged = len(dataset) - sum(shards)
-        return PartSettings(shards=shards, copies=copies, damaged=damaged, data=dataset.described())
+                    prefixes.append(_encoded(conditions, prefix.encode, shape=length, size=size, batch=batch))
+            report((min(start + at_once, span.stop) - span.start) * copies)
+        arrays = {"": codes, ".labels": [np.array(labels, dtype=np.int32)], ".prefix": prefixes}
+        for kind, pieces in arrays.items():
+            if labels and pieces:
+                self._save(self._folder / f"{shard}{kind}.npy", np.concatenate(pieces))
+        return len(labels)
+
+    def _save(self, path: Path, array: npt.NDArray[Any]) -> None:
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.save(file, array)
+
+        write_atomically(path, write)
 
 
 def _encoded(
@@ -239,42 +303,6 @@ def _encoded(
     low, high = int(codes.min()), int(codes.max())
     assert 0 <= low <= high < size, f"encode gave codes {low}..{high} for a codebook of {size}"
     return codes.numpy().reshape(-1, copies, *shape).astype(dtype_of(size))
-
-
-@final
-class _Part:
-    """The codes of one part of a data set, written as shards of `rows` images."""
-
-    def __init__(self, folder: Path, name: str, *, rows: int) -> None:
-        self._folder, self._name, self._rows = folder, name, rows
-        self._codes: list[npt.NDArray[Any]] = []
-        self._prefixes: list[npt.NDArray[Any]] = []
-        self._labels: list[int] = []
-        self._shards: list[int] = []
-
-    def append(self, codes: npt.NDArray[Any], labels: Sequence[int], prefixes: npt.NDArray[Any] | None) -> None:
-        """Add codes (N, copies, h, w), labels (N,) and prefixes (N, copies, P); full shards are written."""
-        self._codes.extend(codes)
-        self._labels.extend(labels)
-        self._prefixes.extend(() if prefixes is None else prefixes)
-        while len(self._labels) >= self._rows:
-            self._flush()
-
-    def finish(self) -> tuple[int, ...]:
-        """Write the rest -> the number of images in each shard."""
-        self._flush()
-        return tuple(self._shards)
-
-    def _flush(self) -> None:
-        rows = min(self._rows, len(self._labels))
-        if rows:
-            stem = f"{self._name}-{len(self._shards):05d}"
-            np.save(self._folder / f"{stem}.npy", np.stack(self._codes[:rows]))
-            np.save(self._folder / f"{stem}.labels.npy", np.array(self._labels[:rows], dtype=np.int32))
-            if self._prefixes:
-                np.save(self._folder / f"{stem}.prefix.npy", np.stack(self._prefixes[:rows]))
-            self._shards.append(rows)
-            del self._codes[:rows], self._labels[:rows], self._prefixes[:rows]
 
 
 @final

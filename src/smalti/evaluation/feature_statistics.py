@@ -139,9 +139,9 @@ def read_statistics(path: Path) -> Statistics:
         raise SmaltiError(f"there is no file {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name != "arr_0"}
+            arrays = {name: _numbers(file[name], name) for name in file.files if name != "arr_0"}
             samples = "arr_0" in file.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damage in its zip file, in the headers of its arrays, or in their numbers: of any kind
         raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); download it again") from error
     if "mu" not in arrays or "sigma" not in arrays:
         there = ", ".join([*arrays, *(["arr_0"] if samples else [])]) or "nothing"
@@ -159,6 +159,11 @@ def read_statistics(path: Path) -> Statistics:
     )
 
 
+def _numbers(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """An array of the file -> means and covariances in double precision, others as they are."""
+    return np.asarray(array, np.float64) if name.startswith(("mu", "sigma")) else array
+
+
 def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     if "smalti" not in arrays:
         return {}
@@ -171,6 +176,4 @@ def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]
 
 def _gaussian(mean: npt.NDArray[Any], covariance: npt.NDArray[Any], images: Any) -> Gaussian:
     number = images if isinstance(images, int) else None
-    return Gaussian(
-        torch.from_numpy(np.asarray(mean, np.float64)), torch.from_numpy(np.asarray(covariance, np.float64)), number
-    )
+    return Gaussian(torch.from_numpy(mean), torch.from_numpy(covariance), number)

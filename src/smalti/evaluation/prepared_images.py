@@ -330,7 +330,7 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
             return array
     except KeyError as error:
         raise SmaltiError(f"{path} holds no images: it has no array arr_0") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damage in its zip file, in the headers of its arrays, or in their numbers: of any kind
         raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); download it again") from error
 
 

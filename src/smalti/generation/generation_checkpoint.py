@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.files import write_atomically
+from smalti.core.files import remove_written, write_atomically
 from smalti.core.settings import as_mapping
 from smalti.generation.generation_loop import GenerationState, generation_states
 from smalti.generation.request import GenerationRequest
@@ -152,7 +152,7 @@ class GenerationCheckpoint:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
-            self.path.unlink(missing_ok=True)
+            remove_written(self.path)
         elif self.count > self.initial_count:
             self._write()
 

@@ -7,7 +7,7 @@ or is looked for on the Hugging Face Hub.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_atomically, write_json
+from smalti.core.network_building import Network, build_network
 from smalti.hub import hugging_face
 from smalti.hub.bundled_models import model_path
 
@@ -151,6 +152,16 @@ def load_weights_into(module: nn.Module, saved: Saved) -> None:
             f"{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}"
         )
     module.load_state_dict(weights)
+
+
+def build_saved(build: Callable[[], Network], saved: Saved) -> Network:
+    """Build a network of the folder's settings and fill it. Raises as `load_weights_into`, and for settings that no
+    network has, or one far larger than the weights."""
+    path = saved.folder / WEIGHTS
+    stored = path.stat().st_size if path.is_file() else 0  # in bytes, of which each number has one at least
+    network = build_network(build, stored=stored, where=str(saved.folder / CONFIG))
+    load_weights_into(network, saved)
+    return network
 
 
 def is_pipeline(root: Path) -> bool:

@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
-from smalti.core.errors import SmaltiError
+from smalti.core.errors import SmaltiError, printable
 from smalti.core.files import open_file, parse_json, write_atomically
 from smalti.images.pixel_formats import Array as Array
 from smalti.images.pixel_formats import as_floats, levels_of, orientation, pixels_of, stored_numbers, upright
@@ -63,7 +63,7 @@ class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name} {self.reason}"
+        return printable(f"{self.name} {self.reason}")
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """C files of ours -> libraries, made once for each machine by the compiler found there, and kept in the cache folder.
 
+A library is loaded only from a folder that nobody else can write into; where the cache is none, each process compiles
+its own in a temporary one.
+
 What is computed in C is what PyTorch computes, sooner or more exactly; where there is no compiler, PyTorch does.
 `SMALTI_DIRECT` in the environment leaves all to PyTorch.
 """
@@ -12,6 +15,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +24,7 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_atomically
+from smalti.core.private_folder import is_private, make_private_folder
 from smalti.core.published_weights import cache_folder
 
 LANES, PANEL = 8, 16
@@ -31,20 +37,33 @@ INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WID
 
 
 def compile_library(source: Path) -> ctypes.CDLL | None:
-    """A C file -> its library, compiled in about two seconds unless it is cached; None if it cannot be compiled."""
+    """A C file -> its library, compiled in about two seconds unless it is cached; None if it cannot be compiled.
+
+    The cache is used if it `is_private`: otherwise another user of this machine could put a library of theirs there.
+    """
     compiler, options = shutil.which(os.environ.get("CC", "cc")), _instructions()
     if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):
         return None
     files = (source, *sorted(Path(__file__).parent.glob("*.h")))
     contents = "".join(file.read_text("utf-8") for file in files) + " ".join((platform.machine(), *OPTIONS, *options))
-    path = cache_folder() / f"{source.stem}-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.so"
+    name = f"{source.stem}-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.so"
+    command = [compiler, *OPTIONS, *options, str(source), "-lm", "-o"]
     try:
-        if not path.exists():
-            command = [compiler, *OPTIONS, *options, str(source), "-lm", "-o"]
-            write_atomically(path, lambda to: _run([*command, str(to)]))
-        return ctypes.CDLL(str(path))
+        if make_private_folder(cached := cache_folder() / "kernels"):
+            with suppress(OSError, SmaltiError):  # no room, nothing may be written or run there, or a damaged library
+                return _loaded(cached / name, command)
+        with tempfile.TemporaryDirectory(prefix="smalti-") as folder:  # with a mode of 700; a loaded library stays
+            return _loaded(Path(folder) / name, command)
     except (OSError, SmaltiError, subprocess.SubprocessError):
-        return None  # no OpenMP, no room, or a folder that nothing may be written to
+        return None  # no OpenMP, no room anywhere
+
+
+def _loaded(path: Path, command: list[str]) -> ctypes.CDLL:
+    """A library in a private folder; one that is not there yet, or that others could have changed, is compiled."""
+    if not (path.is_file() and is_private(path)):
+        write_atomically(path, lambda to: _compile([*command, str(to)]))
+        path.chmod(0o700)
+    return ctypes.CDLL(str(path))
 
 
 def require_library(library: ctypes.CDLL | None) -> ctypes.CDLL:
@@ -68,5 +87,5 @@ def _instructions() -> tuple[str, ...] | None:
     return ()
 
 
-def _run(command: list[str]) -> None:
+def _compile(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=120)

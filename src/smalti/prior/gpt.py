@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Natural, Positive, ProperFraction, settings
+from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription, NormParameters
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import attend_with_cache, select
@@ -42,7 +42,7 @@ class GPTSettings:
     prefix_length: Positive = 1
     grid: tuple[Positive, Positive] = (16, 16)
     block_size: Positive = 256
-    layers: Positive = 12
+    layers: LayerCount = 12
     embed_dim: Positive = 256
     heads: Positive = 8
     embedding_dropout: ProperFraction = 0.0

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Natural, Positive, ProperFraction, settings
+from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import select
@@ -51,7 +51,7 @@ class NeighborhoodSettings:
     """Start indices in the prefix of maps with one code per position of the image, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     radius: Positive = 4
-    layers: Positive = 12
+    layers: LayerCount = 12
     embed_dim: Positive = 512
     heads: Positive = 8
     mlp_dim: Natural = 0

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Natural, Positive, ProperFraction, settings
+from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, settings
 from smalti.prior.attention import select
 from smalti.prior.base import Prior
 from smalti.prior.cache import Cache, NoCache
@@ -50,8 +50,8 @@ class PixelSNAILSettings:
     condition_size: Natural = 0
     prefix_length: Positive = 1
     grid: tuple[Positive, Positive] = (16, 16)
-    layers: Positive = 6
-    res_blocks: Positive = 2
+    layers: LayerCount = 6
+    res_blocks: LayerCount = 2
     embed_dim: Positive = 256
     heads: Positive = 8
     kernel_size: Annotated[int, Field(ge=2)] = 2

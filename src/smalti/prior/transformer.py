@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Natural, Positive, ProperFraction, settings
+from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, settings
 from smalti.kernels.decode_block import BlockDescription, NormParameters, Rotation
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import attend_with_cache, select
@@ -53,7 +53,7 @@ class TransformerSettings:
     maps: tuple[Natural, ...] = ()
     """Start indices in the prefix of maps with one code per position of the window, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
-    layers: Positive = 12
+    layers: LayerCount = 12
     embed_dim: Positive = 512
     heads: Positive = 8
     mlp_dim: Natural = 0

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.core.settings import Natural, Positive, ProperFraction, settings
+from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, settings
 from smalti.tokenizer.blocks import Downsample, ResolutionLevel, group_norm, middle, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 
@@ -34,9 +34,9 @@ class AutoencoderSettings:
     each pixel of a square by weights of its own, which costs less and shows as a hatch with the period of the patch."""
     base_channels: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
-    channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 2)
+    channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=30)] = (1, 2, 2)
     """Width of each resolution, from the highest to the lowest, as a multiple of `base_channels`."""
-    res_blocks: Positive = 2
+    res_blocks: LayerCount = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
     decoder_base_channels: Natural = 0
     """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0:

@@ -18,7 +18,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.fingerprints import weights_fingerprint
 from smalti.core.settings import as_mapping, parse, settings
 from smalti.hub.model_cards import Sources, publish
-from smalti.hub.pretrained import find_model, load_weights_into, save_model
+from smalti.hub.pretrained import build_saved, find_model, save_model
 from smalti.tokenizer.batches import Codes, Images, code_batch, image_batch
 from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import AutoencoderSettings, Encoder
@@ -131,8 +131,8 @@ class VQGAN(nn.Module):
         Raises `SmaltiError` when there is none, it is another kind of model, or its files are damaged.
         """
         saved = find_model(name, kind="tokenizer")
-        tokenizer = cls(parse(VQGANSettings, saved.settings, where=str(saved.folder)))
-        load_weights_into(tokenizer, saved)
+        settings = parse(VQGANSettings, saved.settings, where=str(saved.folder))
+        tokenizer = build_saved(lambda: cls(settings), saved)
         return tokenizer.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:

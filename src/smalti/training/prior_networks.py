@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import Natural, Positive, ProperFraction, as_mapping, parse, settings
+from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, as_mapping, parse, settings
 from smalti.prior import (
     GPT,
     AnyOrder,
@@ -29,7 +29,7 @@ class TransformerNetwork:
     """The modern transformer."""
 
     name: Literal["transformer"] = "transformer"
-    layers: Positive = 6
+    layers: LayerCount = 6
     embed_dim: Positive = 256
     heads: Positive = 4
     dropout: ProperFraction = 0.1
@@ -49,7 +49,7 @@ class GPTNetwork:
     """How many codes it knows; 0: as many as the tokenizer or the condition has, whichever has more."""
     block_size: Natural = 0
     """Learned positions; 0: as many as prefix and image need."""
-    layers: Positive = 24
+    layers: LayerCount = 24
     embed_dim: Positive = 1024
     heads: Positive = 16
     embedding_dropout: ProperFraction = 0.0
@@ -68,9 +68,9 @@ class PixelSNAILNetwork:
     """Causal convolutions with attention between them: the prior that the paper compares its own with."""
 
     name: Literal["pixelsnail"] = "pixelsnail"
-    layers: Positive = 4
+    layers: LayerCount = 4
     """Blocks that end in attention."""
-    res_blocks: Positive = 2
+    res_blocks: LayerCount = 2
     """Gated residual blocks of convolutions in each."""
     embed_dim: Positive = 128
     heads: Positive = 4
@@ -87,7 +87,7 @@ class NeighborhoodNetwork:
     name: Literal["neighborhood"] = "neighborhood"
     radius: Positive = 4
     """Rows above a code, and columns to both sides of it, that a layer sees."""
-    layers: Positive = 6
+    layers: LayerCount = 6
     embed_dim: Positive = 256
     heads: Positive = 4
     dropout: ProperFraction = 0.1

@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from smalti.core.errors import SmaltiError
 from smalti.core.files import (
     folder_written_atomically,
+    parse_json,
     read_json,
     refusals_explained,
     write_atomically,
@@ -236,10 +237,11 @@ def _best_of(notes: Mapping[str, Any]) -> int:
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config, perhaps of an older version -> the same with defaults for settings that did not exist then."""
-    cls = STAGES.get(config.get("stage", ""))
-    names = cls.__dataclass_fields__ if cls else {}
+    cls = STAGES.get(str(config.get("stage")))
+    if cls is None:
+        return dict(config)
     try:
-        known = parse(cls, {name: config[name] for name in names if name in config}, where="") if cls else None
+        known = parse(cls, {name: config[name] for name in cls.__dataclass_fields__ if name in config}, where="")
     except SmaltiError:  # settings that no longer exist: they count as different
         return dict(config)
     return {**config, **as_mapping(known)}
@@ -247,16 +249,16 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_encoding_output(entry: Path) -> bool:
     """Whether it is a folder of codes that encoding before the training wrote, complete or not."""
-    return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix == ".tmp")
+    return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix in (".tmp", ".parts"))
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             continue
-        if isinstance(value, dict) and "seen" in value:
+        if isinstance(value, dict) and isinstance(value.get("seen"), int) and isinstance(value.get("part"), str):
             yield value
 
 

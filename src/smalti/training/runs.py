@@ -13,6 +13,7 @@ from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.devices import multiplies_bfloat16, pick_device
 from smalti.core.errors import SmaltiError
+from smalti.core.lost_processes import lost_processes_explained
 from smalti.core.progress import SINGLE, ProgressReporter, WorkPlan, say
 from smalti.core.settings import as_mapping
 from smalti.core.version import __version__
@@ -184,7 +185,8 @@ def _run(
     )
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
         say(console, _SLOW)
-    train_stage(stage, folder, run=run, fabric=fabric, progress=progress)
+    with lost_processes_explained():
+        train_stage(stage, folder, run=run, fabric=fabric, progress=progress)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)
 
@@ -292,13 +294,14 @@ def encode_images(
         images = _with_conditions(parts, conditions, tokenizer=model, labels=source.labels)
     else:
         images = ImageSets(training=parts[0], validation=parts[1], labels=source.labels)
-    return write_codes(
-        out,
-        images,
-        encoder=tokenizer_encoder(model, parts[0].to_images),
-        settings=WritingSettings(copies=settings.copies, seed=seed, workers=workers),
-        progress=progress,
-    )
+    with lost_processes_explained():
+        return write_codes(
+            out,
+            images,
+            encoder=tokenizer_encoder(model, parts[0].to_images),
+            settings=WritingSettings(copies=settings.copies, seed=seed, workers=workers),
+            progress=progress,
+        )
 
 
 def _with_conditions(

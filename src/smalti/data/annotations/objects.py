@@ -59,7 +59,8 @@ def stem(key: str) -> str:
 
     It is in the form NFC, so that files belong together which macOS and Linux wrote.
     """
-    return normalized(PurePosixPath(key).with_suffix("").as_posix())
+    path = PurePosixPath(key)
+    return normalized((path.with_suffix("") if path.name else path).as_posix())  # "." and "/" have no name
 
 
 def stems(images: Sequence[ImageEntry], known: Container[str]) -> list[str]:
