@@ -207,7 +207,7 @@ def test_damage_is_reported_by_name(tmp_path: Path) -> None:
         (
             "transformer.h.1.attn.c_attn.bias",
             torch.zeros(51),
-            r"c_attn\.0\.bias has the shape \(17,\).*ask for \(16,\)",
+            r"c_attn\.0\.bias has the shape \(17,\).*require \(16,\)",
         ),
         ("lm_head.weight", torch.zeros(15, 16), r"lm_head\.weight has the shape \(15, 16\)"),
         ("more", torch.zeros(1), "more is not known"),

@@ -208,9 +208,9 @@ def test_a_few_lines_that_name_nothing_are_left_out(tmp_path: Path, caplog: pyte
     assert "path (line 1)" in caplog.text
     fill(tmp_path, {"list.txt": b"0.png\nnotes.md\n.\n"})
     source = open_source(tmp_path / "list.txt")
-    for place, reason in ((1, "is not an image"), (2, "it is a folder, not a file")):
-        with pytest.raises(DamagedImage, match=reason):
-            source.read(source.images[place], 3)
+    assert len(source.images) == 2, "a line without a name is left out"
+    with pytest.raises(DamagedImage, match="is not an image"):
+        source.read(source.images[1], 3)
 
 
 def test_a_run_is_known_by_the_settings_that_it_writes(tmp_path: Path) -> None:

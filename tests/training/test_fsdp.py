@@ -99,5 +99,5 @@ def test_what_parts_have_written_is_whole(folder: Path) -> None:
 
 def test_a_prior_in_parts_needs_a_running_average() -> None:
     some: dict[str, Any] = {f"{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")}
-    with pytest.raises(SmaltiError, match=r"'fsdp' needs a running average.*run.ema_half_life above 0"):
+    with pytest.raises(SmaltiError, match=r"'fsdp' validates and exports the EMA.*run.ema_half_life above 0"):
         launch(PriorRun(codes=8, **some, ema_half_life=0, strategy="fsdp"), blocks=lambda joined: joined)

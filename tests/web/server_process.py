@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,11 @@ def server_process(model: Path, *options: str, temporary: Path) -> Iterator[Serv
     """`smalti web MODEL` with options, whose temporary files are in a folder; it is killed at the end."""
     command = [sys.executable, "-m", "smalti", "web", str(model), "--device", "cpu", *options]
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    # Tests that run in the background of a shell ignore Ctrl-C, and so would the server.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, preexec_fn=listening
+    )
     try:
         assert process.stdout is not None
         printed = ""

@@ -107,9 +107,8 @@ class _File(NamedTuple):
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A file of theirs, or a folder with a tokenizer, a GPT or both -> our models; None where it holds none of theirs.
 
-    `grid` and `prior` as in `FormatReader`; the files do not contain the grid. Raises `SmaltiError` for damaged files,
-    for weights of another shape (with their names), for a folder with several models of one kind, for a tokenizer and
-    a GPT with different numbers of codes, and for text-conditional GPTs.
+    `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, weights of another shape, several
+    models of one kind, a tokenizer and a GPT with different numbers of codes, and text-conditional GPTs.
     """
     files = _files(path)
     if not files:
@@ -134,9 +133,8 @@ def write(
 ) -> None:
     """A tokenizer, a prior conditioned on labels, or both -> a folder of `.pt` files, which must not exist yet.
 
-    Their programs load them where they have a model of that size: widths and depths that they do not offer are written
-    too. `about` holds nothing that such a file has a place for. Raises `SmaltiError` for what their networks cannot be,
-    naming the setting.
+    Widths and depths that their programs do not offer are written too. `about` is not written. Raises `SmaltiError` for
+    settings that their networks cannot have, with the name of the setting.
     """
     contents: dict[str, dict[str, Any]] = {}
     if tokenizer is not None:
@@ -199,8 +197,8 @@ def kind_of(names: Collection[str]) -> str | None:
 
 
 def _read_tokenizer(file: _File) -> VQGAN:
-    settings, stored = _tokenizer_settings(file), number_count(file.weights)
-    tokenizer = build_network(lambda: VQGAN(settings), stored=stored, where=str(file.path))
+    settings = _tokenizer_settings(file)
+    tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(file.weights), where=str(file.path))
     _tokenizer_names(tokenizer).read_into(tokenizer, file.weights, where=str(file.path), ignored=IGNORED)
     return tokenizer.eval().requires_grad_(False)
 

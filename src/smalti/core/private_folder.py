@@ -1,7 +1,7 @@
-"""Folders for what is run after it is read, such as compiled kernels: nobody but the user may be able to write there.
+"""Folders for what is run after it is read, such as compiled kernels: only the user may be able to write there.
 
 The rule is that of OpenSSH's StrictModes: the file, its folder and all folders above belong to the user or to the
-administrator, and nobody else may write into them.
+administrator, and no other user may write into them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def make_private_folder(path: Path) -> bool:
 
 
 def is_private(path: Path) -> bool:
-    """Whether nobody but this user and the administrator can replace or change a file or folder.
+    """Whether only this user and the administrator can replace or change a file or folder.
 
     Links are followed, and the folders above the link count as well as those above what it leads to. Folders that all
     may write into but where each may only rename their own, such as /tmp, are fine above it. A group may write if it is
@@ -44,7 +44,7 @@ def is_private(path: Path) -> bool:
 
 
 def _holds_privately(folder: os.stat_result) -> bool:
-    """Whether nobody else can rename what this user has in a folder."""
+    """Whether no other user can rename what this user has in a folder."""
     sticky = bool(folder.st_mode & stat.S_ISVTX)
     return folder.st_uid in (os.getuid(), _ROOT) and (sticky or not _others_write(folder))
 

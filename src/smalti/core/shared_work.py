@@ -91,7 +91,7 @@ class SharedWork:
         return False
 
     def discard_if_empty(self) -> None:
-        """Remove the folder if no part is there yet and nobody else is at work."""
+        """Remove the folder if no part is there yet and no other process is at work."""
         names = [path.name for path in self._notes.glob("*")]
         if any(name.endswith(".json") and name != "request.json" for name in names):
             return

@@ -73,7 +73,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def lock(name: Path, flags: int) -> int | None:
-    """Open and lock a file or folder -> its descriptor; None where another process has it, or it is somebody else's.
+    """Open and lock a file or folder -> its descriptor; None where another process has it, or another user.
 
     Raises `OSError` where it cannot be opened.
     """

@@ -96,7 +96,7 @@ def chosen_conditions(found: Sequence[FoundCondition], *, without: Sequence[str]
     for name in without:
         if name not in names:
             known = names if names else CONDITIONS
-            reason = "was not found" if name in CONDITIONS else "is no condition"
+            reason = "was not found" if name in CONDITIONS else "is not a condition"
             raise SmaltiError(f"--without {name}: this condition {reason} here; {suggestion(name, known)}")
     return tuple(each for each in found if not each.problem and each.name not in without)
 

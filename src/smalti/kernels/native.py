@@ -1,6 +1,6 @@
 """C files of ours -> libraries, made once for each machine by the compiler found there, and kept in the cache folder.
 
-A library is loaded only from a folder that nobody else can write into; where the cache is none, each process compiles
+A library is loaded only from a folder that no other user can write into; where the cache is none, each process compiles
 its own in a temporary one.
 
 What is computed in C is what PyTorch computes, sooner or more exactly; where there is no compiler, PyTorch does.
