@@ -58,11 +58,11 @@ def panorama(pipeline: Pipeline) -> Tensor:
 
 
 def maps(pipeline: Pipeline) -> Tensor:
-    """The map in the colors of its labels above the image: (3,516,512)."""
+    """The map in the colors of its labels, and the image: (3,256,1028)."""
     scene = paint(SEED, 1, size=(256, 512))
     colors = np.array(COLORS, dtype=np.uint8)[scene.segmentation]
     image = pipeline.sample(1, segmentation=scene.segmentation, label=scene.label, size=(256, 512), seed=0)
-    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=1, gap=4)
+    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=2, gap=4)
 
 
 def completion(pipeline: Pipeline) -> Tensor:
