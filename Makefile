@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := src tests benchmarks docs/make_api.py docs/make_page_examples.py docs/site.py docs/quickstart.ipynb
+CODE := src tests benchmarks docs/make_api.py docs/make_images.py docs/make_page_examples.py docs/site.py docs/quickstart.ipynb
 # Several processes of one thread each; a file's tests stay together, for they share what they have trained.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

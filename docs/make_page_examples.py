@@ -5,6 +5,7 @@ Each is a PNG file in the model's folder `examples`, with the settings that it w
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from smalti.hub.bundled_models import SCENES
@@ -15,24 +16,25 @@ from smalti.web.limits import Limits
 from smalti.web.studio import Studio
 from smalti.web.tasks import SampleTask
 
-CHOSEN = (
-    ("autumn-dusk", 20, 256),
-    ("summer-day", 17, 64),
-    ("autumn-dusk", 16, 64),
-    ("spring-day", 19, 64),
-    ("winter-dusk", 11, 64),
+PROMPTS = (
+    ("a lake below mountains, summer evening, trees", 512),
+    ("a red house by a lake, winter, dusk", 128),
+    ("open country on a summer day with clouds and trees", 128),
+    ("a full moon over a lake on an autumn night", 128),
+    ("a house among blooming trees in spring", 128),
 )
-"""Label, seed and width; the height is that of the training."""
+"""Text and width; the height is that of the training, and the seed 0."""
 
 
 def make(folder: Path) -> None:
     """Write the examples of the bundled model into its folder."""
     studio = Studio(Pipeline.from_pretrained(SCENES), Limits(), name=SCENES.name)
-    folder.mkdir(exist_ok=True)
-    for place, (label, seed, width) in enumerate(CHOSEN):
-        task = SampleTask(example_plan(studio, seed, label=label, width=width))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for index, (text, width) in enumerate(PROMPTS):
+        task = SampleTask(example_plan(studio, 0, text=text, width=width))
         image = task.run(Report(Job(task, session="", address=""), lambda: True)).images[0]
-        (folder / f"{place}-{image.name}").write_bytes(image.png)
+        (folder / f"{index}.png").write_bytes(image.png)
     studio.close()
 
 

@@ -162,7 +162,7 @@ def test_other_times_are_refused(text: str) -> None:
         seconds_of(text)
 
 
-@pytest.mark.parametrize("recipe", ["small", "demo", "small-64", "scenes-128"])
+@pytest.mark.parametrize("recipe", ["small", "demo", "small-64", "scenes"])
 def test_maps_have_tokenizers_of_their_own_with_the_recipes_that_there_are(recipe: str) -> None:
     found = (
         FoundCondition(name="segmentation", about="maps", path="masks", channels=12, unlabeled=255),

@@ -203,7 +203,7 @@ def test_the_commands_of_the_quickstart_run(tmp_path: Path, monkeypatch: pytest.
     lines = [smalti_command(line) or "" for line in commands_in(first.text)]
     assert len(lines) >= 5
     for line in lines:
-        words = shlex.split(line.replace("64x256", "64x80"))  # a fifth of the time
+        words = shlex.split(line.replace("128x512", "128x160"))  # a fifth of the time
         run([words[0], "scenes", *words[1:]] if words[0] == "sample" else words)
     assert len(list(tmp_path.glob("completed/*.png"))) == 4
 

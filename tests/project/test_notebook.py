@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "quickstart.ipynb"
 CELLS: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 MOST = 600_000
-MOST_IMAGES = 150_000
+MOST_IMAGES = 450_000
 PNG = b"\x89PNG"
 
 
@@ -32,7 +32,7 @@ def test_all_cells_run(monkeypatch: pytest.MonkeyPatch) -> None:
         if "shown" in names:
             png, size = names.pop("shown")._repr_png_()
             assert png.startswith(PNG)
-            assert size["height"] == 2 * 64
+            assert size["height"] == 2 * 128
             shown += 1
     assert shown >= 6
 

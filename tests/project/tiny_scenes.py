@@ -10,6 +10,7 @@ import torch
 from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.labels import Labels
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
+from smalti.conditions.text import text_condition, train_vocabulary
 from smalti.core.settings import parse
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
@@ -18,13 +19,13 @@ from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 
 def tiny_tokenizer(channels: int = 3) -> VQGAN:
-    """f = 4, 16 codes."""
+    """f = 8, 16 codes."""
     plain = {
         "autoencoder": {
             "channels": channels,
             "patch_size": 4,
             "base_channels": 8,
-            "channel_multipliers": [1],
+            "channel_multipliers": [1, 1],
             "res_blocks": 1,
             "latent_channels": 4,
         },
@@ -35,11 +36,12 @@ def tiny_tokenizer(channels: int = 3) -> VQGAN:
 
 
 def tiny_pipeline() -> Pipeline:
-    """64 x 64 pixels, conditioned on a class, a segmentation, both or nothing."""
+    """128 x 128 pixels in any order, conditioned on any of class, text and segmentation, or on nothing."""
     maps = {"kind": "segmentation", "key": "segmentation", "grid": (16, 16), "names": LABELS}
     condition = CompositeCondition(
         [
             Labels(CLASSES),
+            text_condition(train_vocabulary(["a house by a lake"], max_size=300), length=8),
             SpatialCondition(parse(SpatialConditionSettings, maps, where="test"), tiny_tokenizer(len(LABELS))),
         ]
     )
@@ -49,6 +51,7 @@ def tiny_pipeline() -> Pipeline:
         "prefix_length": condition.length,
         "grid": (16, 16),
         "maps": condition.maps,
+        "order": "any",
     }
     settings = parse(TransformerSettings, {**sizes, "layers": 1, "embed_dim": 16, "heads": 2}, where="test")
     return Pipeline(tiny_tokenizer(), Transformer(settings), condition)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 _MODELS = Path(__file__).resolve().parents[1] / "models"
 
-BUNDLED: dict[str, Path] = {name: _MODELS / name for name in ("scenes", "scenes-128")}
-"""`scenes`: landscapes of 64 x 64 pixels and more, unconditional or conditioned on a class, a segmentation or both.
-`scenes-128`: a tokenizer alone, for such landscapes painted at up to 512 pixels, which is still in training."""
+BUNDLED: dict[str, Path] = {name: _MODELS / name for name in ("scenes",)}
+"""`scenes`: landscapes of 128 x 128 pixels and more, conditioned on any of class, text and segmentation, or on
+nothing."""
 
 SCENES = BUNDLED["scenes"]
 """What is taken where no model is named."""

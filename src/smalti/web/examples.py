@@ -73,13 +73,13 @@ class ExampleTask(Task):
         return outcome
 
 
-def example_plan(studio: Studio, seed: int, *, label: str = "", width: int = 0) -> Plan:
-    """A seed, a label ("" for one that depends on the seed) and a width (0 for the trained one) -> a plan."""
+def example_plan(studio: Studio, seed: int, *, text: str = "", width: int = 0) -> Plan:
+    """A seed, a text ("" for a label that depends on the seed) and a width (0 for the trained one) -> a plan."""
     pipeline = studio.pipeline
     choice = next((part for part in studio.parts if part.kind == "choice"), None)
-    texts: dict[str, str] = {}
-    if choice is not None:
-        texts[choice.key] = label or choice.names[seed * len(choice.names) // 4 % len(choice.names)]
+    texts = {"text": text} if text else {}
+    if choice is not None and not text:
+        texts[choice.key] = choice.names[seed * len(choice.names) // 4 % len(choice.names)]
     values: dict[str, Any] = {"seed": seed, "guidance": GUIDANCE if texts and studio.takes_guidance else 1.0}
     request: SamplingRequest = parse_request(pipeline, values | ({"width": width} if width else {}), studio.limits)
     check_size(pipeline, request.size, studio.limits, count=1)

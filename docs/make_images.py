@@ -1,0 +1,101 @@
+"""The images of README.md and docs/model-zoo.md, from the bundled model: `python docs/make_images.py NAME...`
+
+Nobody chooses: seeds count from 0, and captions and label maps are those of the first scenes of seed 12, which the
+model has not seen.
+
+samples     32 samples, each of a caption
+panorama    128 x 1024 pixels, of a text
+maps        a label map of 256 x 512 pixels, and the image of that map
+completion  an image with a hole, and three completions
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from smalti.generation.code_sampler import make_sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
+from smalti.images.io import make_image_grid, to_array, to_tensor
+from smalti.pipeline import Pipeline
+from smalti.scenes.captions import captions
+from smalti.scenes.painter import COLORS, paint
+
+IMAGES = Path(__file__).resolve().parent / "images"
+SEED = 12
+GUIDANCE = 2.0
+PANORAMA = "a lake below mountains, summer evening, trees"
+
+
+def captions_of_scenes(count: int) -> list[str]:
+    """The first caption of each of the first scenes."""
+    scenes = (paint(SEED, index, size=(128, 128)) for index in range(count))
+    return [captions(scene, seed=SEED, index=index, count=1)[0] for index, scene in enumerate(scenes)]
+
+
+def samples(pipeline: Pipeline) -> Tensor:
+    """Four rows of eight: (3,H,W)."""
+    texts = captions_of_scenes(32)
+    request = pipeline.request_for(
+        [{"text": text} for text in texts],
+        unknown_codes(len(texts), pipeline.grid(None)),
+        seeds=pipeline.seeds(0, len(texts)),
+        sampler=make_sampler(guidance=GUIDANCE),
+    )
+    return make_image_grid(pipeline.decode(final_codes(generate(pipeline.prior, request))), columns=8, gap=4)
+
+
+def panorama(pipeline: Pipeline) -> Tensor:
+    """(3,128,1024)"""
+    return pipeline.sample(1, text=PANORAMA, size=(128, 1024), seed=0, guidance=GUIDANCE)[0]
+
+
+def maps(pipeline: Pipeline) -> Tensor:
+    """The map in the colors of its labels, and the image: (3,256,1028)."""
+    scene = paint(SEED, 1, size=(256, 512))
+    colors = np.array(COLORS, dtype=np.uint8)[scene.segmentation]
+    image = pipeline.sample(1, segmentation=scene.segmentation, label=scene.label, size=(256, 512), seed=0)
+    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=2, gap=4)
+
+
+def completion(pipeline: Pipeline) -> Tensor:
+    """The image with a gray hole, and completions: (3,128,524)."""
+    scene = paint(SEED, 0, size=(128, 128))
+    image = to_tensor(scene.image)[None]
+    known = torch.ones(128, 128, dtype=torch.bool)
+    known[32:96, 32:96] = False
+    completed = pipeline.complete(image.repeat(3, 1, 1, 1), known, label=scene.label, seed=0, fill=True)
+    return make_image_grid(torch.cat([torch.where(known, image, 0.0), completed]), columns=4, gap=4)
+
+
+MAKERS: dict[str, Callable[[Pipeline], Tensor]] = {
+    "samples": samples,
+    "panorama": panorama,
+    "maps": maps,
+    "completion": completion,
+}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*MAKERS, []], default=list(MAKERS))
+    parser.add_argument("--model", default="scenes")
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    chosen = parser.parse_args()
+    pipeline = Pipeline.from_pretrained(chosen.model)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name in chosen.names:
+        Image.fromarray(to_array(MAKERS[name](pipeline))).save(chosen.out / f"{name}.jpg", quality=92)
+        print(chosen.out / f"{name}.jpg", flush=True)
+
+
+if __name__ == "__main__":
+    main()
