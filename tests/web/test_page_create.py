@@ -59,7 +59,7 @@ def test_the_seed_can_be_locked_and_typed(page: PageUnderTest) -> None:
     assert tab.locator("#thumbs li small").all_inner_texts() == ["12", "12"]
     one, other = (tab.locator("#thumbs img").nth(place).get_attribute("alt") for place in range(2))
     assert one == other
-    assert "summer day" in one
+    assert "spring night" in one, "any class: it follows from the seed"
     assert "seed 12" in one
 
 
@@ -104,7 +104,7 @@ def test_text_and_class_and_link(page: PageUnderTest) -> None:
     tab = page.tab
     tab.fill("#prompt", "a red house by a lake")
     page.choose("axis-0", "winter")
-    page.choose("axis-1", "*")  # a class by chance
+    page.choose("axis-1", "*")  # a time that follows from the seed
     page.slide("count", 1)
     tab.press("#prompt", "Enter")
     page.done()
@@ -124,6 +124,20 @@ def test_text_and_class_and_link(page: PageUnderTest) -> None:
     tab.click("#advanced summary")
     tab.click("#copy-link")
     assert "seed=" in tab.evaluate("() => navigator.clipboard.readText()")
+
+
+def test_a_text_alone_decides_the_class(page: PageUnderTest) -> None:
+    page.tab.fill("#prompt", "a house")
+    page.slide("count", 1)
+    page.generate()
+    _, data = page.download("#download")
+    settings = read_settings(io.BytesIO(data)) or {}
+    assert settings["text"] == "a house"
+    assert "label" not in settings
+    page.choose("axis-0", "winter")
+    page.generate()
+    _, data = page.download("#download")
+    assert (read_settings(io.BytesIO(data)) or {})["label"].startswith("winter-")
 
 
 def test_a_reconstruction_is_compared_with_its_original(page: PageUnderTest) -> None:

@@ -34,7 +34,7 @@ export class Settings {
             `axis-${place}`,
             place ? "Time" : "Season",
             [...axis.map((name) => ({ value: name, label: name })), { value: ANY, label: "any" }],
-            place ? axis[0] : (axis[1] ?? axis[0]),
+            this.text ? ANY : place ? axis[0] : (axis[1] ?? axis[0]),
             change,
           ),
         ),
@@ -298,25 +298,32 @@ export class Settings {
     };
   }
 
-  /** The texts by their keys: "any" becomes one of the classes by chance. */
+  /** Whether no class is chosen. */
+  get anyClass() {
+    const { axes } = this.choice;
+    return axes ? axes.every((_, place) => radioValue(`axis-${place}`) === ANY) : byId("choice").value === ANY;
+  }
+
+  /** The texts by their keys: "any" becomes a class that follows from the seed, or none where there is a text. */
   conditions() {
     const found = {},
-      text = byId("prompt").value.trim();
-    if (this.choice && !byId("unconditional").checked) {
+      seed = Number(byId("seed").value) || 0,
+      text = this.text ? byId("prompt").value.trim() : "";
+    if (this.choice && !byId("unconditional").checked && !(text && this.anyClass)) {
       if (this.choice.axes) {
         found[this.choice.key] = this.choice.axes
           .map((axis, place) => {
             const value = radioValue(`axis-${place}`);
-            return value === ANY ? axis[Math.floor(Math.random() * axis.length)] : value;
+            return value === ANY ? axis[Math.floor(seed / 7 ** place) % axis.length] : value;
           })
           .join("-");
       } else {
         const { value } = byId("choice"),
           { names } = this.choice;
-        found[this.choice.key] = value === ANY ? names[Math.floor(Math.random() * names.length)] : value;
+        found[this.choice.key] = value === ANY ? names[seed % names.length] : value;
       }
     }
-    if (this.text && text) found[this.text.key] = text;
+    if (text) found[this.text.key] = text;
     return found;
   }
 
@@ -359,10 +366,11 @@ export class Settings {
   setConditions(conditions) {
     if (this.text) byId("prompt").value = conditions[this.text.key] ?? "";
     if (this.choice) {
-      const name = conditions[this.choice.key];
-      byId("unconditional").checked = !name;
-      if (name && this.choice.axes) name.split("-").forEach((value, place) => setRadio(`axis-${place}`, value));
-      else if (name) byId("choice").value = name;
+      const name = conditions[this.choice.key],
+        { axes } = this.choice;
+      byId("unconditional").checked = !name && !(this.text && conditions[this.text.key]);
+      if (axes) (name?.split("-") ?? axes.map(() => ANY)).forEach((value, place) => setRadio(`axis-${place}`, value));
+      else byId("choice").value = name ?? ANY;
     }
   }
 
