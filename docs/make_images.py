@@ -1,4 +1,4 @@
-"""The images of README.md and docs/model-zoo.md, from the bundled model: `python docs/make_images.py NAME...`
+"""The images of README.md and docs/model-zoo.md, from the bundled model: `python docs/make_images.py [NAME...]`
 
 Nobody chooses: seeds count from 0, and captions and label maps are those of the first scenes of seed 12, which the
 model has not seen.
@@ -86,13 +86,15 @@ MAKERS: dict[str, Callable[[Pipeline], Tensor]] = {
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*MAKERS, []], default=list(MAKERS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MAKERS))
     parser.add_argument("--model", default="scenes")
     parser.add_argument("--out", type=Path, default=IMAGES)
     chosen = parser.parse_args()
+    if unknown := set(chosen.names) - set(MAKERS):
+        parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(MAKERS)}")
     pipeline = Pipeline.from_pretrained(chosen.model)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    for name in chosen.names:
+    for name in chosen.names or MAKERS:
         Image.fromarray(to_array(MAKERS[name](pipeline))).save(chosen.out / f"{name}.jpg", quality=92)
         print(chosen.out / f"{name}.jpg", flush=True)
 

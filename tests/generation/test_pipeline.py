@@ -36,10 +36,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def tokenizer(seed: int = 0) -> VQGAN:
+def tokenizer(seed: int = 0, *, channels: int = 3) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes."""
     plain = {
         "autoencoder": {
+            "channels": channels,
             "base_channels": 8,
             "channel_multipliers": [1],
             "patch_size": 4,
@@ -57,6 +58,7 @@ def prior(condition: Condition, *, order: str = "raster") -> Transformer:
     plain = {
         "codebook_size": 16,
         "condition_size": condition.size,
+        "prefix_length": condition.length,
         "grid": (3, 4),
         "layers": 1,
         "embed_dim": 16,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from smalti.web.limits import Limits
+from tests.generation.test_pipeline import pipeline
 from tests.web.browser import PageUnderTest
-from tests.web.pipelines import all_three, pipeline
+from tests.web.pipelines import all_three
 
 LIMITS = Limits(side=64, codes=300, count=8, waiting=3, waiting_per_session=2, waiting_per_address=9)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from smalti.conditions.base import Condition
@@ -18,14 +17,11 @@ from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.labels import Labels
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.conditions.text import text_condition, train_vocabulary
-from smalti.core.settings import parse
-from smalti.pipeline import Pipeline
-from smalti.prior import Transformer, TransformerSettings
-from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.web.limits import Limits
 from smalti.web.server import make_app
 from smalti.web.studio import Studio
 from smalti.web.uploads import Upload
+from tests.generation.test_pipeline import pipeline, tokenizer
 
 CLASSES = ("dawn", "dusk", "night")
 SEASONAL = tuple(f"{season}-{time}" for season in ("autumn", "spring", "summer", "winter") for time in ("day", "night"))
@@ -35,49 +31,12 @@ LIMITS = Limits(
 )
 
 
-def tokenizer(channels: int = 3) -> VQGAN:
-    """A small random tokenizer, f = 4, 16 codes."""
-    plain = {
-        "autoencoder": {
-            "channels": channels,
-            "base_channels": 8,
-            "channel_multipliers": [1],
-            "patch_size": 4,
-            "res_blocks": 1,
-            "latent_channels": 4,
-        },
-        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
-    }
-    torch.manual_seed(0)
-    return VQGAN(parse(VQGANSettings, plain, where="test"))
-
-
-def pipeline(condition: Condition, *, order: str = "raster") -> Pipeline:
-    """A small random pipeline with a window of 3 x 4 codes, whose codes show all that its prior reads."""
-    plain = {
-        "codebook_size": 16,
-        "condition_size": condition.size,
-        "prefix_length": condition.length,
-        "grid": (3, 4),
-        "layers": 1,
-        "embed_dim": 16,
-        "heads": 2,
-        "order": order,
-    }
-    torch.manual_seed(1)
-    prior = Transformer(parse(TransformerSettings, plain, where="test"))
-    with torch.no_grad():
-        for weight in prior.parameters():
-            weight.normal_(0, 0.4) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
-    return Pipeline(tokenizer(), prior, condition)
-
-
 def segmentation(unlabeled: int | None = None) -> SpatialCondition:
     """Maps of three labels."""
     maps = SpatialConditionSettings(
         kind="segmentation", key="segmentation", grid=(3, 4), names=PLACES, unlabeled=unlabeled
     )
-    return SpatialCondition(maps, tokenizer(len(PLACES) + (unlabeled is not None)))
+    return SpatialCondition(maps, tokenizer(channels=len(PLACES) + (unlabeled is not None)))
 
 
 def both() -> CompositeCondition:

@@ -29,7 +29,8 @@ from smalti.web.requests import (
     smallest,
 )
 from smalti.web.studio import two_axes
-from tests.web.pipelines import CLASSES, LIMITS, PLACES, SEASONAL, all_three, both, pipeline, studio, tokenizer
+from tests.generation.test_pipeline import pipeline, tokenizer
+from tests.web.pipelines import CLASSES, LIMITS, PLACES, SEASONAL, all_three, both, studio
 
 
 def test_parts_say_how_they_are_given() -> None:
@@ -40,7 +41,7 @@ def test_parts_say_how_they_are_given() -> None:
     assert condition_inputs(both(), names=("a", "b", "c"))[1].names == ("a", "b", "c")
     assert condition_inputs(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2)))[0].kind == "text"
     assert condition_inputs(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))[0].kind == "json"
-    depth = SpatialCondition(SpatialConditionSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(1))
+    depth = SpatialCondition(SpatialConditionSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(channels=1))
     assert condition_inputs(depth)[0].kind == "image"
     with pytest.raises(SmaltiError, match="the model has 3 segmentation labels, not 2"):
         condition_inputs(both(), names=PLACES[:2])

@@ -15,7 +15,8 @@ import pytest
 from smalti.core.errors import SmaltiError
 from smalti.web.scratch import PREFIX
 from smalti.web.server import listen, serve
-from tests.web.pipelines import LIMITS, both, pipeline
+from tests.generation.test_pipeline import pipeline
+from tests.web.pipelines import LIMITS, both
 from tests.web.server_process import server_process
 
 httpx = pytest.importorskip("httpx", reason="the extra `dev` is not installed")

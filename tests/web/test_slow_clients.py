@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from smalti.web.server import Server, serve
-from tests.web.pipelines import both, pipeline
+from tests.generation.test_pipeline import pipeline
+from tests.web.pipelines import both
 
 httpx = pytest.importorskip("httpx", reason="the extra `dev` is not installed")
 api = pytest.importorskip("smalti.web.api", reason="the extra `web` is not installed")

@@ -27,8 +27,9 @@ from smalti.web.uploads import (
     read_whole_tiles,
     with_nearest_labels,
 )
+from tests.generation.test_pipeline import tokenizer
 from tests.images.test_images import png_of_size
-from tests.web.pipelines import LIMITS, PLACES, both, file_bytes, pixels, segmentation, studio, tokenizer, upload
+from tests.web.pipelines import LIMITS, PLACES, both, file_bytes, pixels, segmentation, studio, upload
 
 SIZE = (12, 16)
 COLORS = label_colors(PLACES)
@@ -197,7 +198,9 @@ def test_maps_are_scaled_by_nearest_neighbors() -> None:
 @pytest.mark.parametrize("full", THIN)
 @pytest.mark.parametrize(("kind", "channels"), [("segmentation", 3), ("depth", 1), ("edges", 1), ("image", 3)])
 def test_thin_maps_are_cut(kind: Any, channels: int, full: tuple[int, int]) -> None:
-    work = studio(SpatialCondition(SpatialConditionSettings(kind=kind, key=kind, grid=(3, 4)), tokenizer(channels)))
+    work = studio(
+        SpatialCondition(SpatialConditionSettings(kind=kind, key=kind, grid=(3, 4)), tokenizer(channels=channels))
+    )
     given_pixels = np.zeros(full if kind in ("segmentation", "depth") else (*full, 3), np.uint8)
     if kind in ("edges", "image"):
         given_pixels[..., 0] = 90

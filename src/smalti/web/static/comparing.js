@@ -1,5 +1,5 @@
 // Reconstruction: an image before and after, with a divider, smooth or as tiles of one color per code.
-import { byId, element, radios, radioValue } from "./dom.js";
+import { byId, element, fileChooser, radios, radioValue } from "./dom.js";
 import { bestGrid } from "./stage.js";
 
 export class Comparing {
@@ -8,17 +8,7 @@ export class Comparing {
   }
 
   controls(open) {
-    const input = element("input", {
-      type: "file",
-      id: "open-photo",
-      accept: "image/*",
-      hidden: true,
-      onchange: (event) => {
-        const [file] = event.target.files;
-        event.target.value = "";
-        if (file) open(file);
-      },
-    });
+    const input = fileChooser("open-photo", open);
     this.facts = element(
       "p",
       { id: "facts", className: "hint" },

@@ -53,6 +53,21 @@ export function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
+/** A hidden chooser of image files, to be clicked by a button. `open(file)` when one is chosen, the same one again too. */
+export function fileChooser(id, open) {
+  return element("input", {
+    type: "file",
+    id,
+    accept: "image/*",
+    hidden: true,
+    onchange: (event) => {
+      const [file] = event.target.files;
+      event.target.value = "";
+      if (file) open(file);
+    },
+  });
+}
+
 /** A group of radio buttons. `choices`: [{value, label, hint, color}] -> the fieldset; `change` gets the value. */
 export function radios(name, title, choices, selected, change, { hideTitle = false } = {}) {
   const group = element("fieldset", { className: "pills", id: name });

@@ -1,5 +1,5 @@
 // Editing: one canvas with an image, the marks of what is generated anew, and the room by which it is extended.
-import { byId, element, radios, radioValue, setRadio } from "./dom.js";
+import { byId, element, fileChooser, radios, radioValue, setRadio } from "./dom.js";
 import { maskBlob } from "./label_map.js";
 import { Painter } from "./painter.js";
 
@@ -35,17 +35,7 @@ export class Editing {
 
   /** `open(file)` when a file is chosen. */
   controls(open) {
-    const input = element("input", {
-      type: "file",
-      id: "open-image",
-      accept: "image/*",
-      hidden: true,
-      onchange: (event) => {
-        const [file] = event.target.files;
-        event.target.value = "";
-        if (file) open(file);
-      },
-    });
+    const input = fileChooser("open-image", open);
     this.sideChoice = radios(
       "extend",
       "Extend",

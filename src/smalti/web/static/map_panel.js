@@ -1,6 +1,6 @@
 // The map panel: labels are painted, loaded and saved. The map of each mode has the size of that mode's images.
 import { readMap } from "./api.js";
-import { byId, download, element, showStatus } from "./dom.js";
+import { byId, download, element, fileChooser, showStatus } from "./dom.js";
 import { mapBlob, mapLabels, rgb } from "./label_map.js";
 import { Painter } from "./painter.js";
 import { getValue, setValue } from "./storage.js";
@@ -23,17 +23,7 @@ export class MapPanel {
       },
     });
     this.painter.canvas.id = "map-canvas";
-    const input = element("input", {
-      type: "file",
-      id: "map-file",
-      accept: "image/*",
-      hidden: true,
-      onchange: (event) => {
-        const [file] = event.target.files;
-        event.target.value = "";
-        if (file) this.load(file);
-      },
-    });
+    const input = fileChooser("map-file", (file) => this.load(file));
     const files = element(
       "div",
       { className: "line" },
