@@ -53,7 +53,7 @@ export function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** A hidden chooser of image files, to be clicked by a button. `open(file)` when one is chosen, the same one again too. */
+/** A hidden chooser of image files, to be clicked by a button: `open(file)`, also when the same one is chosen again. */
 export function fileChooser(id, open) {
   return element("input", {
     type: "file",
