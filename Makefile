@@ -45,11 +45,11 @@ notebook: $(VENV)/.notebook
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
 
-# Only a changed list of packages makes the environment again.
+# Only a changed list of packages makes the environment again. Modules are compiled when they are first imported: few are.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
 $(VENV)/.notebook: $(READY)

@@ -36,6 +36,7 @@ def run(folder: Path, *arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_all_items_run_on_both_paths(tmp_path: Path) -> None:
     ours = {str(line["item"]): line for line in run(tmp_path, "--path", "ours")}
     assert list(ours) == ["cached", "window-32", "window-64", "neighborhood-64"]
@@ -46,6 +47,7 @@ def test_all_items_run_on_both_paths(tmp_path: Path) -> None:
     assert all(line["per_code"] > 0 for line in run(tmp_path, "--path", "plain"))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_peer_is_requested_by_its_own_names(tmp_path: Path) -> None:
     peer = tmp_path / "theirs.py"
     peer.write_text(THEIRS)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 # The benchmark with a small network.
@@ -48,6 +50,7 @@ def test_the_slow_path_computes_the_same() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_both_paths_run() -> None:
     for path, items in {"ours": ["stage2", "stage2-bf16"], "reference": ["stage2"]}.items():
         done = run(
@@ -59,6 +62,7 @@ def test_both_paths_run() -> None:
         assert all(line["seconds"] > 0 and line["gflop"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_shards_are_measured_nearby_the_loop() -> None:
     done = run(SHARDS, "--pairs", "1", "--steps", "1", "--threads", "1")
     assert done.returncode == 0, done.stderr

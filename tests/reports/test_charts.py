@@ -113,7 +113,7 @@ def test_long_lines_are_thinned_without_losing_their_peaks() -> None:
     assert min(y for _, y in drawn) == pytest.approx(26, abs=0.1)  # the top of the frame
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(), st.floats() | st.floats(-5, 5) | st.floats(1, 1.001)), max_size=30),
     st.sampled_from(["linear", "log"]),
@@ -125,7 +125,7 @@ def test_any_points_are_drawn_inside_the_drawing(points: list[Point], scale: Sca
         assert 0 <= y <= HEIGHT
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(), max_size=30), st.integers(1, 40))
 def test_any_values_have_a_histogram_and_bars(values: list[float], bins: int) -> None:
     histogram = Histogram("codes", values, x_label="draws", bins=bins).drawing()
