@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalti.cli import sample as commands
+from smalti.cli.complete import complete
+from smalti.cli.sample import sample
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import SCHEDULES, GuidanceScheduleName, Sampler, filter_logits, guidance_scale
@@ -102,7 +103,7 @@ def test_an_image_resumed_from_its_own_codes_is_the_same_under_a_schedule(name: 
     assert torch.equal(sample_codes(prior, half, sampler=SAMPLERS[name]), whole)
 
 
-@pytest.mark.parametrize("offered", [Pipeline.sample, Pipeline.stream, commands.sample, commands.complete])
+@pytest.mark.parametrize("offered", [Pipeline.sample, Pipeline.stream, sample, complete])
 def test_every_option_of_the_sampler_is_offered_with_its_default(offered: Any) -> None:
     parameters = inspect.signature(offered).parameters
     for field in fields(Sampler):

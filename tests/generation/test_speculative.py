@@ -15,7 +15,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smalti.cli import sample as commands
+from smalti.cli.complete import complete
+from smalti.cli.sample import sample
 from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import generate
@@ -216,8 +217,8 @@ def test_a_neighborhood_transformer_has_no_window_to_proposal_under() -> None:
         Pipeline.complete,
         Pipeline.request,
         Pipeline.request_for,
-        commands.sample,
-        commands.complete,
+        sample,
+        complete,
     ],
 )
 def test_it_is_offered_and_off(offered: Any) -> None:

@@ -154,6 +154,18 @@ class CandidateSelection(NamedTuple):
     make_score: Callable[[Pipeline, GenerationRequest], ImageScore]
     """A request -> the score of its candidates."""
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """The PNG settings of an image selected among several candidates; empty for a single candidate."""
+        return {"best_of": self.num_candidates} if self.num_candidates > 1 else {}
+
+
+def likelihood_selection(num_candidates: int) -> CandidateSelection:
+    """The number of candidates -> the selection of the most likely one."""
+    from smalti.evaluation.rejection_sampling import by_likelihood
+
+    return CandidateSelection(num_candidates, "likelihood", by_likelihood)
+
 
 class GenerationOptions(NamedTuple):
     """How a command generates its images, apart from what the request holds."""

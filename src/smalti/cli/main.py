@@ -8,7 +8,23 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import bench, convert, datasets, demo, doctor, evaluate, experiment, fit, info, push, sample, train, web
+from smalti.cli import (
+    bench,
+    complete,
+    convert,
+    datasets,
+    demo,
+    doctor,
+    evaluate,
+    experiment,
+    fit,
+    info,
+    push,
+    reconstruct,
+    sample,
+    train,
+    web,
+)
 from smalti.cli.console import ERRORS
 from smalti.core.allocator import keep_memory
 from smalti.core.errors import SmaltiError
@@ -26,8 +42,8 @@ app.command("scenes")(datasets.scenes)
 app.add_typer(train.app, name="train")
 app.command("encode")(datasets.encode)
 app.command("sample")(sample.sample)
-app.command("complete")(sample.complete)
-app.command("reconstruct")(sample.reconstruct)
+app.command("complete")(complete.complete)
+app.command("reconstruct")(reconstruct.reconstruct)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("experiment")(experiment.experiment)
 app.command("convert")(convert.convert)
