@@ -19,12 +19,12 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import (
     POINTS,
     SAVED,
-    lasting,
-    nominal,
+    at_nominal_length,
+    check_parameter_counts,
     reached,
-    refuse_unequal,
     tokenizer_curve,
     weights,
+    with_duration,
 )
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.tokenizer_comparison import LPIPS
@@ -202,7 +202,7 @@ def test_all_trainings_of_a_scale_have_about_as_many_parameters(scale: str) -> N
     found = {name: weights(training(way.recipe, *way.changes)).tokenizer for name, way in ways.items()}
     for each in settings.without:
         found[each.name] = weights(training(settings.modern.recipe, *settings.modern.changes, *each.changes)).tokenizer
-    refuse_unequal(found, like="modern", within=settings.parameters_within, change="change it")
+    check_parameter_counts(found, like="modern", within=settings.parameters_within, change="change it")
     assert found["reference"] > 6e6
 
 
@@ -218,11 +218,11 @@ def test_parameters_are_those_of_the_networks() -> None:
 
 def test_parameters_may_differ_by_a_share() -> None:
     some = {"modern": 1000, "reference": 1099}
-    refuse_unequal(some, like="modern", within=0.1, change="change it")
+    check_parameter_counts(some, like="modern", within=0.1, change="change it")
     with pytest.raises(
         SmaltiError, match=r"reference has 1,099 parameters and modern 1,000: \+10%, where 9% is allowed"
     ):
-        refuse_unequal(some, like="modern", within=0.09, change="change it")
+        check_parameter_counts(some, like="modern", within=0.09, change="change it")
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------
@@ -230,15 +230,15 @@ def test_parameters_may_differ_by_a_share() -> None:
 
 def test_a_training_is_as_long_as_the_minutes_allow() -> None:
     small = training("small-64")
-    run = lasting(small, minutes=2.0, seconds_per_image=0.7).run
+    run = with_duration(small, minutes=2.0, seconds_per_image=0.7).run
     assert run.images == 168, "120 seconds are 171.4 images, in batches of 4"
     assert (run.validate_every, run.checkpoint_every) == (14, 56)
-    assert lasting(small, minutes=1e-6, seconds_per_image=1.0).run.images == 4, "at least a step"
+    assert with_duration(small, minutes=1e-6, seconds_per_image=1.0).run.images == 4, "at least a step"
 
 
 def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
     """A step on the border would index the codes, which is done once in a training and not in each step."""
-    small = nominal(training("small-64"))
+    small = at_nominal_length(training("small-64"))
     assert small.run.images == NOMINAL
     game = small.objective.adversarial
     borders = [0.0, small.quantize_from, game.start, game.start + game.ramp, 1.0]
@@ -290,7 +290,7 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
     monkeypatch.setattr(pace, "_step", step)
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     found = pace.measure_tokenizer_pace(
-        nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0
+        at_nominal_length(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0
     )
     assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 images"
     assert len(set(seen_at)) == PLACES

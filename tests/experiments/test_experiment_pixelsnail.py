@@ -15,7 +15,7 @@ from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps
 from smalti.experiments.base import ExperimentRequest
-from smalti.experiments.equal_time import POINTS, of_length
+from smalti.experiments.equal_time import POINTS, with_length
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.pixelsnail.findings import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME
 from smalti.experiments.prior_steps import parameters, prior_curve
@@ -183,7 +183,7 @@ def test_parameters_are_about_equal_at_every_scale(scale: str) -> None:
 def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=[])
     for length in (640, 10**6):
-        run = of_length(training.run, length)
+        run = with_length(training.run, length)
         assert run.codes == run.sample_every == length
         assert run.log_every == run.validate_every == math.ceil(length / POINTS)
 

@@ -218,7 +218,7 @@ def trainings(chosen: Numbers, request: ExperimentRequest) -> list[Step]:
     took."""
     assert request.data is not None
     images, recipe = ImageSource.of(request.data), str(request.data.parent / "small.yaml")
-    tokenizer = steps.varied(recipe, shared=["run.images=16"], overrides=request.of("tokenizer"), changes=[])
+    tokenizer = steps.varied_tokenizer(recipe, shared=["run.images=16"], overrides=request.of("tokenizer"), changes=[])
 
     def encode(context: StepContext) -> dict[str, Any]:
         copies = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[]).encode
@@ -268,7 +268,7 @@ def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp
     write_recipe(tmp_path / "small.yaml")
 
     def described(*overrides: str) -> Mapping[str, Any]:
-        training = steps.varied(str(tmp_path / "small.yaml"), shared=[], overrides=overrides, changes=[])
+        training = steps.varied_tokenizer(str(tmp_path / "small.yaml"), shared=[], overrides=overrides, changes=[])
         return steps.tokenizer("one", images=images, training=training).settings
 
     assert described("run.workers=2") == described() != described("run.images=60")
@@ -280,10 +280,10 @@ def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp
 
 def test_what_a_study_varies_is_not_set_over_its_head(tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path / "small.yaml"))
-    training = steps.varied(recipe, shared=["run.batch=2"], overrides=["run.batch=8"], changes=["run.seed=3"])
+    training = steps.varied_tokenizer(recipe, shared=["run.batch=2"], overrides=["run.batch=8"], changes=["run.seed=3"])
     assert (training.run.batch, training.run.seed) == (8, 3)
     with pytest.raises(SmaltiError, match=r"--set tokenizer\.run\.seed=1: the experiment decides run\.seed itself"):
-        steps.varied(recipe, shared=[], overrides=["run.seed=1"], changes=["run.seed=3"])
+        steps.varied_tokenizer(recipe, shared=[], overrides=["run.seed=1"], changes=["run.seed=3"])
 
 
 def test_other_images_in_the_same_folder_are_other_settings(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def read_pickle(path: Path) -> Any:
     try:
         # Not mapped into memory: a file that changes under a mapping ends the process.
         with path.open("rb") as file:
-            _refuse_other_kinds(file)
+            _check_file_kind(file)
             return torch.load(file, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
     except SmaltiError as error:
         raise SmaltiError(f"{path} was refused: {error}") from error
@@ -145,7 +145,7 @@ def read_pickle(path: Path) -> Any:
         raise SmaltiError(f"{path} is damaged, truncated or no checkpoint ({reason}); copy it again") from error
 
 
-def _refuse_other_kinds(file: BinaryIO) -> None:
+def _check_file_kind(file: BinaryIO) -> None:
     """Raise for what `torch.load` would pass to something else than our unpickler: TorchScript, whose programs run when
     they are loaded, and tar files of PyTorch before 0.1.10, whose members it would unpack.
     """

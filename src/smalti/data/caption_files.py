@@ -294,7 +294,7 @@ def _matched(rows: Sequence[_Row], source: Source, path: Path) -> Captions:
             missing[row.name] = None
         for key in found:
             captions.setdefault(key, []).append(row.caption)
-    _refuse_missing(list(missing), len(captions), source, path)
+    _check_missing(list(missing), len(captions), source, path)
     return {key: tuple(listed) for key, listed in captions.items()}
 
 
@@ -308,7 +308,7 @@ def _keys_by_name(images: Iterable[ImageEntry], *, whole: bool) -> dict[str, set
     return keys
 
 
-def _refuse_missing(missing: Sequence[str], found: int, source: Source, path: Path) -> None:
+def _check_missing(missing: Sequence[str], found: int, source: Source, path: Path) -> None:
     """Warn of captions of missing images, or refuse them if they are too many."""
     if not missing:
         return

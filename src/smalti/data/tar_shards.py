@@ -95,7 +95,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
     """
     with _damage_explained(path), open_file(path) as file:
-        _refuse_compressed(path, file)
+        _check_uncompressed(path, file)
         found: dict[str, dict[str, Extent]] = {}
         others: list[str] = []
         for name, extent in _files(path, file, shard):
@@ -217,7 +217,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
         raise SmaltiError(f"{path} is not a whole tar file ({error}); copy or write it again") from error
 
 
-def _refuse_compressed(path: Path, file: BinaryIO) -> None:
+def _check_uncompressed(path: Path, file: BinaryIO) -> None:
     begin = file.read(8)
     file.seek(0)
     for mark, name in _COMPRESSED.items():

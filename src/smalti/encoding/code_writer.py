@@ -133,7 +133,7 @@ def write_codes(
     if out.exists():
         parts = {"training": training.described(), "validation": validation.described()}
         before = {"prefix": {"fingerprint": None if prefix is None else prefix.fingerprint}}
-        _refuse_others(out, {**facts, **before, "copies": copies, **parts})
+        _check_same_settings(out, {**facts, **before, "copies": copies, **parts})
         return False
     planned: dict[str, tuple[Encodable, int]] = {"training": (training, copies), "validation": (validation, 1)}
     plans = {name: _shards(name, *part, grid=grid, size=encoder.size) for name, part in planned.items()}
@@ -221,7 +221,7 @@ def code_grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
     return height // factor, width // factor
 
 
-def _refuse_others(out: Path, wanted: Mapping[str, Any]) -> None:
+def _check_same_settings(out: Path, wanted: Mapping[str, Any]) -> None:
     """Raise `SmaltiError` unless `out` holds codes made with the wanted settings."""
     if not (out / "codes.json").exists():
         raise SmaltiError(f"{out} exists and holds no codes; give a new folder")

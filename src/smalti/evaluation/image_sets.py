@@ -135,7 +135,7 @@ def _reference(
     """What is known of the reference already, and the images that must still be looked at."""
     if isinstance(given, Statistics):
         if given.made is not None:
-            _refuse_other(given, _settings(protocol, network), where="the reference file")
+            _check_provenance(given, _settings(protocol, network), where="the reference file")
         if given.images is not None and given.features is None and COMPARING & set(protocol.features.scores):
             return given, PreparedImages(given.images, protocol.reference, channels=3)
         return given, None
@@ -145,11 +145,11 @@ def _reference(
     kept = read_statistics(cache)
     if kept.made is None:
         raise SmaltiError(f"{cache} was not written by smalti; give it as the reference itself, in place of the images")
-    _refuse_other(kept, _made(prepared, protocol, network), where=str(cache))
+    _check_provenance(kept, _made(prepared, protocol, network), where=str(cache))
     return kept, None
 
 
-def _refuse_other(statistics: Statistics, wanted: Mapping[str, Any], *, where: str) -> None:
+def _check_provenance(statistics: Statistics, wanted: Mapping[str, Any], *, where: str) -> None:
     """Raise `SmaltiError` unless the statistics were made as is wanted."""
     made = statistics.made or {}
     for key, value in wanted.items():

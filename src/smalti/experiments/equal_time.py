@@ -20,7 +20,7 @@ from smalti.core.progress import say
 from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
 from smalti.experiments.base import Step, StepContext
-from smalti.experiments.steps import ImageSource, decisive
+from smalti.experiments.steps import ImageSource, decisive_settings
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.tokenizer.vqgan import VQGAN
@@ -58,7 +58,7 @@ def weights(training: TokenizerTraining) -> WeightCounts:
     return WeightCounts(tokenizer, discriminator if training.objective.adversarial.weight else 0)
 
 
-def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
+def check_parameter_counts(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
     """Raise `SmaltiError` if one has more or fewer parameters than that called `like`, beyond a fraction of them.
     `change`: what a person can do about it, besides setting `parameters_within`."""
     wanted = found[like]
@@ -70,25 +70,25 @@ def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change
             )
 
 
-def nominal(training: TokenizerTraining) -> TokenizerTraining:
+def at_nominal_length(training: TokenizerTraining) -> TokenizerTraining:
     """A training as all of its kind are, whatever their length: what decides its pace, and is in the keys of
     steps."""
-    return _of_length(training, NOMINAL)
+    return _with_length(training, NOMINAL)
 
 
-def lasting(training: TokenizerTraining, *, minutes: float, seconds_per_image: float) -> TokenizerTraining:
+def with_duration(training: TokenizerTraining, *, minutes: float, seconds_per_image: float) -> TokenizerTraining:
     """A training -> the same with as many images, in whole batches, as go into `minutes`."""
     batches = max(math.floor(60 * minutes / seconds_per_image / training.run.batch), 1)
-    return _of_length(training, batches * training.run.batch)
+    return _with_length(training, batches * training.run.batch)
 
 
-def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
+def _with_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
     looked_at = min(training.images.validation_images, VALIDATION_IMAGES)
     images = replace(training.images, validation_images=looked_at)
-    return replace(training, run=of_length(training.run, length), images=images)
+    return replace(training, run=with_length(training.run, length), images=images)
 
 
-def of_length(run: R, length: int) -> R:
+def with_length(run: R, length: int) -> R:
     """A run -> the same with a total of `length`. It validates right after each report, which is when the clock is
     read."""
     every = math.ceil(length / POINTS)
@@ -103,7 +103,7 @@ def of_length(run: R, length: int) -> R:
 
 
 def pace_step(name: str, *, images: ImageSource, training: TokenizerTraining, seconds: float) -> Step:
-    """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
+    """The step that takes the pace of a training, by `seconds` of steps. `training` is `at_nominal_length`."""
 
     def work(context: StepContext) -> dict[str, Any]:
         say(context.console, f"measuring the training speed of {name}")
@@ -113,24 +113,24 @@ def pace_step(name: str, *, images: ImageSource, training: TokenizerTraining, se
             "threads": torch.get_num_threads(),
         }
 
-    settings = {**images.described, "training": decisive(as_mapping(training)), "seconds": seconds}
+    settings = {**images.described, "training": decisive_settings(as_mapping(training)), "seconds": seconds}
     return Step(name=f"pace-{name}", settings=settings, work=work, after=images.after)
 
 
-def timed(name: str, *, images: ImageSource, training: TokenizerTraining, minutes: float) -> Step:
+def timed_tokenizer(name: str, *, images: ImageSource, training: TokenizerTraining, minutes: float) -> Step:
     """The step that trains a tokenizer for `minutes`, by the pace of the step before it; its folder is a run folder.
 
-    `training` is `nominal`.
+    `training` is `at_nominal_length`.
     """
 
     def work(context: StepContext) -> dict[str, Any]:
         planned = context.before[f"pace-{name}"].outcome
-        run = lasting(training, minutes=minutes, seconds_per_image=planned["seconds_per_image"])
+        run = with_duration(training, minutes=minutes, seconds_per_image=planned["seconds_per_image"])
         train_tokenizer(images.path(context), context.folder, settings=run, console=context.console)
         points = tokenizer_curve(read_metrics(context.folder))
         return {"images": run.run.images, "seconds": points[-1]["seconds"], "curve": points}
 
-    settings = {**images.described, "training": decisive(as_mapping(training)), "minutes": minutes}
+    settings = {**images.described, "training": decisive_settings(as_mapping(training)), "minutes": minutes}
     return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*images.after, f"pace-{name}"))
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from smalti.experiments.base import StepResult
-from smalti.experiments.tokenizer_comparison import HEADS, Compared
+from smalti.experiments.tokenizer_comparison import SCORE_HEADERS, MeasuredTokenizer
 from smalti.reports.charts import Line, LinePlot, Reference
 from smalti.reports.number_format import minutes
 from smalti.reports.report import Card, Comparison, EmbeddedImage, Table
@@ -43,13 +43,14 @@ def learning(
     ]
 
 
-def hero(one: Compared) -> list[EmbeddedImage]:
+def hero(tokenizer: MeasuredTokenizer) -> list[EmbeddedImage]:
     """What a tokenizer gives back, for the band above a page."""
     return [
         EmbeddedImage(
-            pixels(one.folder / "shown" / f"{shown['number']:03d}.png"), f"{shown['name']}, from codes of {one.name}"
+            pixels(tokenizer.folder / "shown" / f"{shown['number']:03d}.png"),
+            f"{shown['name']}, from codes of {tokenizer.name}",
         )
-        for shown in one.outcome["shown"]
+        for shown in tokenizer.outcome["shown"]
     ]
 
 
@@ -68,12 +69,12 @@ class Shown(NamedTuple):
     backs: dict[str, Pixels]
 
 
-def read_shown(compared: Sequence[Compared]) -> list[Shown]:
+def read_shown(compared: Sequence[MeasuredTokenizer]) -> list[Shown]:
     """The images that all measuring steps have set down."""
     found = []
     for shown in compared[0].outcome["shown"]:
         number = f"{shown['number']:03d}"
-        backs = {one.name: pixels(one.folder / "shown" / f"{number}.png") for one in compared}
+        backs = {tokenizer.name: pixels(tokenizer.folder / "shown" / f"{number}.png") for tokenizer in compared}
         original = pixels(compared[0].folder / "shown" / f"{number}-original.png")
         found.append(Shown(shown["name"], shown["index"], original, backs))
     return found
@@ -86,22 +87,24 @@ class SideBySide(NamedTuple):
     details: Comparison
 
 
-def side_by_side(rows: Sequence[tuple[str, Compared]]) -> SideBySide:
+def side_by_side(rows: Sequence[tuple[str, MeasuredTokenizer]]) -> SideBySide:
     """Tokenizers with what their rows are called -> originals above what each gives back, whole and in details."""
-    shown = read_shown([one for _, one in rows])
+    shown = read_shown([tokenizer for _, tokenizer in rows])
     originals = [EmbeddedImage(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown]
     whole = [("original", originals)]
     windows = [detail(each.original) for each in shown]
     close = [("original", [_cut(each.original, w, each.name) for each, w in zip(shown, windows, strict=True)])]
-    for called, one in rows:
-        values = one.columns["psnr"]
+    for called, tokenizer in rows:
+        values = tokenizer.columns["psnr"]
         images = [
-            EmbeddedImage(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.number]:.1f} dB")
+            EmbeddedImage(
+                each.backs[tokenizer.name], f"{each.name}, by {tokenizer.name}", caption=f"{values[each.number]:.1f} dB"
+            )
             for each in shown
         ]
         whole.append((called, images))
-        cuts = [_cut(each.backs[one.name], w, each.name) for each, w in zip(shown, windows, strict=True)]
-        close.append((one.name, cuts))
+        cuts = [_cut(each.backs[tokenizer.name], w, each.name) for each, w in zip(shown, windows, strict=True)]
+        close.append((tokenizer.name, cuts))
     return SideBySide(Comparison(whole), Comparison(close))
 
 
@@ -126,24 +129,26 @@ def _cut(pixels: Pixels, window: tuple[slice, slice], name: str) -> EmbeddedImag
     return EmbeddedImage(np.ascontiguousarray(pixels[window]), f"a detail of {name}")
 
 
-def remarks(compared: Sequence[Compared]) -> Table:
+def remarks(compared: Sequence[MeasuredTokenizer]) -> Table:
     """What measuring remarked, and on which tokenizers; no rows where it remarked nothing."""
     found: dict[str, list[str]] = {}
-    for one in compared:
-        for note in one.outcome["result"]["notes"]:
-            found.setdefault(note, []).append(one.name)
+    for tokenizer in compared:
+        for note in tokenizer.outcome["result"]["notes"]:
+            found.setdefault(note, []).append(tokenizer.name)
     rows = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
     return Table(["remark of the measuring", "on"], rows)
 
 
-def not_measured(one: Compared) -> list[tuple[str, str]]:
+def not_measured(tokenizer: MeasuredTokenizer) -> list[tuple[str, str]]:
     """The scores whose weights were unavailable, each with the reason."""
-    return [(HEADS[score], reason) for score, reason in one.outcome["missing"].items()]
+    return [(SCORE_HEADERS[score], reason) for score, reason in tokenizer.outcome["missing"].items()]
 
 
-def protocol(one: Compared) -> str:
+def protocol(tokenizer: MeasuredTokenizer) -> str:
     """The protocol by which a tokenizer was measured, as YAML."""
-    return as_yaml({name: value for name, value in one.outcome["result"]["protocol"].items() if value is not None})
+    return as_yaml(
+        {name: value for name, value in tokenizer.outcome["result"]["protocol"].items() if value is not None}
+    )
 
 
 def whole_experiment(done: Mapping[str, StepResult]) -> Card:

@@ -24,7 +24,7 @@ from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.loader import in_order
 from smalti.experiments import steps
 from smalti.experiments.base import ExperimentRequest, Step, StepContext
-from smalti.experiments.equal_time import of_length, validations
+from smalti.experiments.equal_time import validations, with_length
 from smalti.experiments.sampling import codes_of_crops, train_prior_on_codes
 from smalti.experiments.steps import ImageSource
 from smalti.experiments.tokenizer_comparison import difference
@@ -53,7 +53,7 @@ def tokenizer_training(
     """A recipe, an experiment's changes of it, and what a person set -> the training of the one tokenizer, on whole
     images of `size` (H,W)."""
     fixed = [f"images.size={list(size)}", f"images.validation={held_out}"]
-    return steps.varied(recipe, shared=changes, overrides=request.of("tokenizer"), changes=fixed)
+    return steps.varied_tokenizer(recipe, shared=changes, overrides=request.of("tokenizer"), changes=fixed)
 
 
 def prior_training(
@@ -123,7 +123,7 @@ def pace_step(trainings: Mapping[str, PriorTraining], *, timed_steps: int) -> St
         shards = open_codes(context.before["codes"].folder / "codes")
         return compare_prior_paces(trainings, shards, tokenizer, timed_steps=timed_steps)
 
-    settings = {name: steps.decisive(as_mapping(training)) for name, training in trainings.items()}
+    settings = {name: steps.decisive_settings(as_mapping(training)) for name, training in trainings.items()}
     return Step(
         name="pace", settings={"trainings": settings, "steps": timed_steps}, work=work, after=("tokenizer", "codes")
     )
@@ -155,10 +155,10 @@ def compare_prior_paces(
 
 def prior(name: str, training: PriorTraining) -> Step:
     """The step that trains a prior over `run.codes`; its folder is a run folder."""
-    training = replace(training, run=of_length(training.run, training.run.codes))
+    training = replace(training, run=with_length(training.run, training.run.codes))
     return Step(
         name=f"prior-{name}",
-        settings={"training": steps.decisive(as_mapping(training))},
+        settings={"training": steps.decisive_settings(as_mapping(training))},
         work=lambda context: trained(context, training),
         after=("tokenizer", "codes"),
     )

@@ -31,14 +31,14 @@ class Variation:
     """`a.b=c` over what the others are trained by: what varies."""
 
 
-def refuse_twins(names: Sequence[str], *, what: str) -> None:
+def check_unique_names(names: Sequence[str], *, what: str) -> None:
     """Raise `SmaltiError` if two have one name. `what` they are, such as "tokenizers"."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SmaltiError(f"two {what} are called {twice!r}; name each differently")
 
 
-def refuse_idle(request: ExperimentRequest, *, trains: Sequence[str]) -> None:
+def check_overrides_used(request: ExperimentRequest, *, trains: Sequence[str]) -> None:
     """Raise `SmaltiError` for what was set and would change nothing: trainings that the experiment has none of, scenes
     that are not painted. `trains`: those of `TRAININGS` that it has."""
     for override in request.overrides:
@@ -92,7 +92,7 @@ def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCEN
     return Step(name=name, settings={"count": count, "size": list(size), "seed": seed}, work=work)
 
 
-def varied(
+def varied_tokenizer(
     recipe: str, *, shared: Sequence[str], overrides: Sequence[str], changes: Sequence[str]
 ) -> TokenizerTraining:
     """A recipe, then the experiment's changes for all, what a person set, and what the experiment varies -> a
@@ -100,19 +100,19 @@ def varied(
 
     Raises `SmaltiError` if a person sets what the experiment varies: it would change nothing.
     """
-    _refuse_decided("tokenizer", overrides, changes)
+    _check_not_varied("tokenizer", overrides, changes)
     return resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[*shared, *overrides, *changes])
 
 
 def varied_prior(
     recipe: str, *, shared: Sequence[str], overrides: Sequence[str], changes: Sequence[str]
 ) -> PriorTraining:
-    """As `varied`, a prior's training."""
-    _refuse_decided("prior", overrides, changes)
+    """As `varied_tokenizer`, a prior's training."""
+    _check_not_varied("prior", overrides, changes)
     return resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*shared, *overrides, *changes])
 
 
-def _refuse_decided(stage: str, overrides: Sequence[str], changes: Sequence[str]) -> None:
+def _check_not_varied(stage: str, overrides: Sequence[str], changes: Sequence[str]) -> None:
     """Raise `SmaltiError` for an override of what an experiment decides, of a part of it, or of a section that it is a
     part of."""
     varies = {change.partition("=")[0] for change in changes}
@@ -132,17 +132,17 @@ def tokenizer(name: str, *, images: ImageSource, training: TokenizerTraining) ->
         train_tokenizer(images.path(context), context.folder, settings=training, console=context.console)
         return {}
 
-    settings = {**images.described, "training": decisive(as_mapping(training))}
+    settings = {**images.described, "training": decisive_settings(as_mapping(training))}
     return Step(name=name, settings=settings, work=work, after=images.after)
 
 
-def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def decisive_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a training without those that change nothing of what it learns: the run continues with others of
     them."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            kept[key] = decisive(value, f"{prefix}{key}.")
+            kept[key] = decisive_settings(value, f"{prefix}{key}.")
         elif prefix + key in ("run.images", "run.codes") or prefix + key not in RESUMABLE_CHANGES:
             kept[key] = value
     return kept

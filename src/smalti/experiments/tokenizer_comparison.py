@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, final
 
 LPIPS = "lpips_squeezenet"
 FEATURES = "reconstruction_frechet_squeezenet"
-HEADS = {"psnr": "PSNR", "ssim": "SSIM", LPIPS: "LPIPS", FEATURES: "Frechet"}
+SCORE_HEADERS = {"psnr": "PSNR", "ssim": "SSIM", LPIPS: "LPIPS", FEATURES: "Frechet"}
 """Scores of the table, in order."""
 
 
 @final
 @dataclass(frozen=True)
-class Compared:
+class MeasuredTokenizer:
     """One tokenizer, measured."""
 
     name: str
@@ -46,9 +46,9 @@ class Compared:
         return {name: [float(line[name] or "nan") for line in lines] for name in scores}
 
 
-def measured_on(one: Compared) -> int:
+def measured_on(tokenizer: MeasuredTokenizer) -> int:
     """How many images it was measured on; the same ones for all."""
-    count: int = one.outcome["result"]["data"]["images"]
+    count: int = tokenizer.outcome["result"]["data"]["images"]
     return count
 
 

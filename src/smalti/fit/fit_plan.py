@@ -176,7 +176,7 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
         estimates["results"] = RESULTS_SHARE * seconds
         estimates["prior"] = seconds - sum(estimates.values())
         lengths["prior"] = prior_length(plan.prior, estimates["prior"], paces.prior, images_codes(plan))
-        _refuse_too_short(plan, lengths, seconds)
+        _check_long_enough(plan, lengths, seconds)
     return FitSchedule(lengths, copies, {name: round(value, 2) for name, value in estimates.items()})
 
 
@@ -195,7 +195,7 @@ def _whole_batches(count: float, batch: int) -> int:
     return max(math.floor(count / batch), 1) * batch
 
 
-def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) -> None:
+def _check_long_enough(plan: Plan, lengths: Mapping[str, int], seconds: float) -> None:
     """Raise `SmaltiError` if the tokenizer or the prior would make too few steps."""
     steps = {
         "tokenizer": lengths["tokenizer"] / plan.tokenizer.run.batch,

@@ -111,7 +111,7 @@ def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
             "smalti fit runs in one process; for several, use smalti train tokenizer and smalti train prior"
         )
     if not request.stream:
-        _refuse_inside(Path(request.images), out)
+        _check_not_inside(Path(request.images), out)
     file = StateFile(out)
     state = file.read(request)
     folder = request.folder(out)
@@ -308,7 +308,7 @@ def _print_check(state: FitState, tokenizer: TokenizerTraining, console: Console
         say(console, f"- {sentence}")
 
 
-def _refuse_inside(images: Path, out: Path) -> None:
+def _check_not_inside(images: Path, out: Path) -> None:
     """Raise `SmaltiError` for an output folder among the images, whose images would then count as theirs."""
     if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
         raise SmaltiError(f"--out {out} is in the folder of the images, {images}; choose a folder outside of it")

@@ -43,7 +43,7 @@ from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepCon
 from smalti.experiments.condition_fidelity import Measure
 from smalti.experiments.conditions.findings import findings
 from smalti.experiments.scene_network import KnownScenes, SceneNetwork, train_scene_network
-from smalti.experiments.steps import SCENES, refuse_idle
+from smalti.experiments.steps import SCENES, check_overrides_used
 from smalti.generation.code_sampler import make_sampler
 from smalti.generation.generation_loop import generation_states
 from smalti.generation.request import GenerationRequest, unknown_codes
@@ -159,12 +159,12 @@ class ConditionsSettings:
 def plan(chosen: ConditionsSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes; a scene network; tokenizers of images and of maps; and for each condition its codes, its prior, and its
     samples."""
-    refuse_idle(request, trains=("tokenizer", "prior"))
+    check_overrides_used(request, trains=("tokenizer", "prior"))
     if request.data is not None:
         raise SmaltiError("this experiment needs scenes with known labels; omit --data")
     if any(side % 16 for side in chosen.size):
         raise SmaltiError(f"size = {chosen.size[0]}x{chosen.size[1]}: sides are multiples of 16 here")
-    training = steps.varied(
+    training = steps.varied_tokenizer(
         chosen.recipe,
         shared=chosen.tokenizer,
         overrides=request.of("tokenizer"),
@@ -192,7 +192,7 @@ def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
         )
         return {}
 
-    step_settings = {"folder": folder, "training": steps.decisive(as_mapping(training))}
+    step_settings = {"folder": folder, "training": steps.decisive_settings(as_mapping(training))}
     return Step(name=name, settings=step_settings, work=work, after=(SCENES,))
 
 
@@ -212,7 +212,7 @@ def _map_tokenizer(name: str, chosen: ConditionsSettings, request: ExperimentReq
         ]
     fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"images.validation={chosen.held_out}"]
     changes = [*MAPS[name].changes, *shape, *fixed]
-    training = steps.varied(
+    training = steps.varied_tokenizer(
         chosen.recipe, shared=[*chosen.tokenizer, *chosen.maps], overrides=request.of("tokenizer"), changes=changes
     )
     return _tokenizer(f"tokenizer-{name}", MAPS[name].folder, training)
@@ -264,7 +264,7 @@ def _prior(name: Name, training: PriorTraining) -> Step:
         train_prior(shards, tokenizer, context.folder, settings=training, console=context.console)
         return {}
 
-    step_settings = {"training": steps.decisive(as_mapping(training))}
+    step_settings = {"training": steps.decisive_settings(as_mapping(training))}
     return Step(name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{name}"))
 
 

@@ -27,7 +27,7 @@ from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepCon
 from smalti.experiments.f_sweep.findings import findings
 from smalti.experiments.palette import fitted_palette, load_palette
 from smalti.experiments.sampling import SampleSettings, codes_of_crops, generate_images, train_prior_on_codes, zoom_of
-from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, check_overrides_used, check_unique_names
 from smalti.experiments.tokenizer_comparison import FEATURES
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
@@ -82,14 +82,14 @@ class FSweepSettings:
 def plan(chosen: FSweepSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; then for each f its tokenizer, its codes, its prior, its measuring, its
     samples."""
-    refuse_idle(request, trains=("tokenizer", "prior"))
-    refuse_twins([PALETTE, *(each.name for each in chosen.tokenizers)], what="tokenizers")
+    check_overrides_used(request, trains=("tokenizer", "prior"))
+    check_unique_names([PALETTE, *(each.name for each in chosen.tokenizers)], what="tokenizers")
     images = ImageSource.of(request.data)
     trainings = {each.name: _training(each, chosen, request) for each in chosen.tokenizers}
     factors = {name: training.model.autoencoder.factor for name, training in trainings.items()}
     if chosen.palette_rounds:
         factors = {PALETTE: 1, **factors}
-    _refuse_sizes(factors, chosen)
+    _check_sizes(factors, chosen)
     prior = steps.varied_prior(
         chosen.recipe,
         shared=chosen.prior,
@@ -123,12 +123,12 @@ def _training(each: Variation, chosen: FSweepSettings, request: ExperimentReques
         f"images.validation={chosen.held_out}",
         f"model.quantizer.codebook_size={chosen.codebook}",
     ]
-    return steps.varied(
+    return steps.varied_tokenizer(
         chosen.recipe, shared=chosen.tokenizer, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
     )
 
 
-def _refuse_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
+def _check_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
     """Raise `SmaltiError` if images are not made of whole tiles, or a window is larger than an image."""
     (height, width), (h, w) = chosen.size, chosen.window
     for name, f in factors.items():
@@ -212,7 +212,7 @@ def _prior(name: str, training: PriorTraining, load: Callable[[StepContext], Any
 
     return Step(
         name=f"prior-{name}",
-        settings={"training": steps.decisive(as_mapping(training))},
+        settings={"training": steps.decisive_settings(as_mapping(training))},
         work=work,
         after=(f"tokenizer-{name}", f"codes-{name}"),
     )

@@ -37,11 +37,11 @@ from smalti.evaluation.rejection_sampling import by_likelihood, rejection_sample
 from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.class_network import Classifier, accuracy, train_classifier
-from smalti.experiments.equal_time import of_length
+from smalti.experiments.equal_time import with_length
 from smalti.experiments.inpainting.findings import ANY, CODES, EXACT, RASTER, REAL, findings
 from smalti.experiments.inpainting.holes import HOLES, SHOWN
 from smalti.experiments.sampling import MIN_SAMPLES
-from smalti.experiments.steps import ImageSource, refuse_idle
+from smalti.experiments.steps import ImageSource, check_overrides_used
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
@@ -101,7 +101,7 @@ class InpaintingSettings:
 def plan(chosen: InpaintingSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; the tokenizer and its codes; the pace of both priors, and both for equal time;
     likelihoods; completed images; samples in parallel steps."""
-    refuse_idle(request, trains=("tokenizer", "prior"))
+    check_overrides_used(request, trains=("tokenizer", "prior"))
     images = ImageSource.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
@@ -167,7 +167,7 @@ def _prior(order: str, training: PriorTraining) -> Step:
         shards = open_codes(context.before[CODES].folder / "codes")
         batch, pace = training.run.batch * math.prod(shards.meta.grid), context.before["pace"].outcome
         length = max(round(training.run.codes * pace[RASTER] / pace[order] / batch), 1) * batch
-        run = replace(training, run=of_length(training.run, length))
+        run = replace(training, run=with_length(training.run, length))
         tokenizer = context.before["tokenizer"].folder
         train_prior(shards, tokenizer, context.folder, settings=run, console=context.console)
         lines = read_metrics(context.folder)
@@ -182,7 +182,7 @@ def _prior(order: str, training: PriorTraining) -> Step:
 
     return Step(
         name=f"prior-{order}",
-        settings={"training": steps.decisive(as_mapping(training))},
+        settings={"training": steps.decisive_settings(as_mapping(training))},
         work=work,
         after=("tokenizer", CODES, "pace"),
     )

@@ -19,10 +19,18 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext, StepResult
-from smalti.experiments.equal_time import WeightCounts, nominal, pace_step, reached, refuse_unequal, timed, weights
+from smalti.experiments.equal_time import (
+    WeightCounts,
+    at_nominal_length,
+    check_parameter_counts,
+    pace_step,
+    reached,
+    timed_tokenizer,
+    weights,
+)
 from smalti.experiments.modern.findings import MODERN, REFERENCE, findings
-from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
-from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
+from smalti.experiments.steps import ImageSource, Variation, check_overrides_used, check_unique_names
+from smalti.experiments.tokenizer_comparison import FEATURES, LPIPS, SCORE_HEADERS, MeasuredTokenizer, difference
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 from smalti.training.config import TokenizerTraining
@@ -80,9 +88,9 @@ class ModernSettings:
 def plan(chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where they are wanted; then for each set of images the pace, the training and the measuring of each, one
     after the other, and the comparison of all."""
-    refuse_idle(request, trains=("tokenizer",))
-    refuse_twins([each.name for each in chosen.sets], what="sets of images")
-    refuse_twins([MODERN, REFERENCE, *(each.name for each in chosen.without)], what="trainings")
+    check_overrides_used(request, trains=("tokenizer",))
+    check_unique_names([each.name for each in chosen.sets], what="sets of images")
+    check_unique_names([MODERN, REFERENCE, *(each.name for each in chosen.without)], what="trainings")
     sizes = [each.size for each in chosen.sets if each.data is None and request.data is None]
     found: list[Step] = []
     if sizes:
@@ -105,7 +113,7 @@ def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequ
     )
     trainings = _trainings(given, chosen, request, without_perceptual=LPIPS in how.missing)
     sizes = {name: weights(training) for name, training in trainings.items()}
-    refuse_unequal(
+    check_parameter_counts(
         {name: each.tokenizer for name, each in sizes.items()},
         like=MODERN,
         within=chosen.parameters_within,
@@ -116,7 +124,7 @@ def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequ
         called = f"{given.name}-{name}"
         found += [
             pace_step(called, images=images, training=training, seconds=chosen.pace_seconds),
-            timed(called, images=images, training=training, minutes=chosen.minutes),
+            timed_tokenizer(called, images=images, training=training, minutes=chosen.minutes),
             how.step(
                 called,
                 images=images,
@@ -146,8 +154,8 @@ def _trainings(
         **{each.name: (ours, each.changes) for each in chosen.without},
     }
     return {
-        name: nominal(
-            steps.varied(
+        name: at_nominal_length(
+            steps.varied_tokenizer(
                 way.recipe,
                 shared=[*way.changes, *given.changes],
                 overrides=_unpaced(request.of("tokenizer")),
@@ -181,7 +189,7 @@ class _Trained(NamedTuple):
 
     pace: Mapping[str, Any]
     run: Mapping[str, Any]
-    measured: Compared
+    tokenizer: MeasuredTokenizer
 
 
 def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]
         each: _Trained(
             done[f"pace-{name}-{each}"].outcome,
             done[f"tokenizer-{name}-{each}"].outcome,
-            Compared(each, done[f"measure-{name}-{each}"].folder, done[f"measure-{name}-{each}"].outcome),
+            MeasuredTokenizer(each, done[f"measure-{name}-{each}"].folder, done[f"measure-{name}-{each}"].outcome),
         )
         for each in names
     }
@@ -202,28 +210,34 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]
     reference = found[REFERENCE].run
     target = reference["curve"][-1][metric]
     rows = {}
-    for each, one in found.items():
-        second = reached(one.run["curve"], metric, target=target)
+    for each, trained in found.items():
+        second = reached(trained.run["curve"], metric, target=target)
         rows[each] = {
-            "parameters": one.pace["tokenizer"],
-            "discriminator_parameters": one.pace["discriminator"],
-            "seconds": one.run["seconds"],
-            "images": one.run["images"],
-            **{score: one.measured.scores[score] for score in (*HEADS, "codes_in_use") if score in one.measured.scores},
+            "parameters": trained.pace["tokenizer"],
+            "discriminator_parameters": trained.pace["discriminator"],
+            "seconds": trained.run["seconds"],
+            "images": trained.run["images"],
+            **{
+                score: trained.tokenizer.scores[score]
+                for score in (*SCORE_HEADERS, "codes_in_use")
+                if score in trained.tokenizer.scores
+            },
             "reached": second,
             "share": None if second is None else second / reference["seconds"],
-            "over_modern": _differences(one.measured, found[MODERN].measured),
+            "over_modern": _differences(trained.tokenizer, found[MODERN].tokenizer),
         }
     return {"metric": metric, "target": target, "threads": found[MODERN].pace["threads"], "rows": rows}
 
 
-def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:
+def _differences(tokenizer: MeasuredTokenizer, other: MeasuredTokenizer) -> dict[str, list[float]]:
     """Scores of single images -> mean difference and its standard error."""
-    shared = [score for score in HEADS if score != FEATURES and score in one.columns and score in other.columns]
+    shared = [
+        score for score in SCORE_HEADERS if score != FEATURES and score in tokenizer.columns and score in other.columns
+    ]
     return {
-        score: list(difference(one.columns[score], other.columns[score])[:2])
+        score: list(difference(tokenizer.columns[score], other.columns[score])[:2])
         for score in shared
-        if len(one.columns[score]) > 1
+        if len(tokenizer.columns[score]) > 1
     }
 
 

@@ -17,7 +17,7 @@ from smalti.experiments.page_parts import (
     side_by_side,
     whole_experiment,
 )
-from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, measured_on
+from smalti.experiments.tokenizer_comparison import FEATURES, LPIPS, SCORE_HEADERS, MeasuredTokenizer, measured_on
 from smalti.reports.charts import Bars, Line, LinePlot, Reference
 from smalti.reports.number_format import minutes
 from smalti.reports.report import Card, Table
@@ -53,7 +53,7 @@ def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepR
     first = _measured(done, settings.sets[0].name, MODERN)
     return {
         "sets": [_set(each.name, names, done) for each in settings.sets],
-        "heads": HEADS,
+        "heads": SCORE_HEADERS,
         "lower_is_better": LPIPS,
         "deviating": _deviating(settings, done),
         "images": measured_on(first),
@@ -64,9 +64,9 @@ def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepR
     }
 
 
-def _measured(done: Mapping[str, StepResult], given: str, name: str) -> Compared:
+def _measured(done: Mapping[str, StepResult], given: str, name: str) -> MeasuredTokenizer:
     step = done[f"measure-{given}-{name}"]
-    return Compared(name, step.folder, step.outcome)
+    return MeasuredTokenizer(name, step.folder, step.outcome)
 
 
 def _cards(given: str, done: Mapping[str, StepResult]) -> list[Card]:
@@ -74,10 +74,10 @@ def _cards(given: str, done: Mapping[str, StepResult]) -> list[Card]:
     rows, metric = outcome["rows"], outcome["metric"]
     share = rows[MODERN]["share"]
     return [
-        Card(f"{HEADS[metric]}, reference", f"{rows[REFERENCE][metric]:.4g}"),
-        Card(f"{HEADS[metric]}, modern", f"{rows[MODERN][metric]:.4g}"),
+        Card(f"{SCORE_HEADERS[metric]}, reference", f"{rows[REFERENCE][metric]:.4g}"),
+        Card(f"{SCORE_HEADERS[metric]}, modern", f"{rows[MODERN][metric]:.4g}"),
         Card(
-            f"Modern reaches the reference's last {HEADS[metric]} after",
+            f"Modern reaches the reference's last {SCORE_HEADERS[metric]} after",
             "never" if share is None else f"{share:.0%}",
             unit="" if share is None else "of its time",
         ),
@@ -113,7 +113,7 @@ def _set(given: str, names: Sequence[str], done: Mapping[str, StepResult]) -> _S
         table=_table(rows),
         ablations=_ablations(changed, rows[MODERN]) if len(names) > 2 else None,
         bars=Bars(
-            f"{HEADS[metric]}, less modern's",
+            f"{SCORE_HEADERS[metric]}, less modern's",
             [(name, row[metric] - rows[MODERN][metric]) for name, row in changed.items()],
         ),
         remarks=remarks([_measured(done, given, name) for name in names]),
@@ -130,10 +130,10 @@ def _curves(given: str, names: Sequence[str], done: Mapping[str, StepResult], me
             target = _points(done, given, REFERENCE, score)[-1][1]
             plots.append(
                 LinePlot(
-                    f"{HEADS[score]} of held-out images{title}",
+                    f"{SCORE_HEADERS[score]} of held-out images{title}",
                     lines,
                     x_label="minutes of training",
-                    y_label=HEADS[score],
+                    y_label=SCORE_HEADERS[score],
                     references=[Reference(target, "the reference at its end")],
                 )
             )
@@ -146,8 +146,8 @@ def _points(done: Mapping[str, StepResult], given: str, name: str, score: str) -
 
 
 def _table(rows: Rows) -> Table:
-    scores = [score for score in HEADS if any(score in row for row in rows.values())]
-    head = ["training", "parameters", "discriminator", "minutes", "images", *(HEADS[score] for score in scores)]
+    scores = [score for score in SCORE_HEADERS if any(score in row for row in rows.values())]
+    head = ["training", "parameters", "discriminator", "minutes", "images", *(SCORE_HEADERS[score] for score in scores)]
     body: list[list[str | int | float]] = [
         [
             name,
@@ -165,7 +165,7 @@ def _table(rows: Rows) -> Table:
 
 
 def _ablations(changed: Rows, modern: Mapping[str, Any]) -> Table:
-    scores = [score for score in HEADS if score != FEATURES and score in modern]
+    scores = [score for score in SCORE_HEADERS if score != FEATURES and score in modern]
     body: list[list[str | int | float]] = [
         [
             name,
@@ -175,7 +175,7 @@ def _ablations(changed: Rows, modern: Mapping[str, Any]) -> Table:
         ]
         for name, row in changed.items()
     ]
-    return Table(["without", *(HEADS[score] for score in scores), "codes in use", "images seen"], body)
+    return Table(["without", *(SCORE_HEADERS[score] for score in scores), "codes in use", "images seen"], body)
 
 
 def _with_error(values: Sequence[float] | None) -> str:

@@ -22,7 +22,7 @@ from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.orders.findings import RASTER, findings
 from smalti.experiments.sampling import SampleSettings, generate_images
-from smalti.experiments.steps import ImageSource, refuse_idle
+from smalti.experiments.steps import ImageSource, check_overrides_used
 from smalti.model_loading import load_tokenizer
 from smalti.prior.order import ORDERS, Order
 
@@ -54,8 +54,8 @@ class OrdersSettings:
 def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; the tokenizer and its codes; for each order a prior and its samples; the
     comparison."""
-    refuse_idle(request, trains=("tokenizer", "prior"))
-    _refuse_orders(chosen.orders)
+    check_overrides_used(request, trains=("tokenizer", "prior"))
+    _check_orders(chosen.orders)
     images = ImageSource.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
@@ -79,7 +79,7 @@ def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
     return [*found, _comparing(chosen.orders, network)]
 
 
-def _refuse_orders(orders: Sequence[Order]) -> None:
+def _check_orders(orders: Sequence[Order]) -> None:
     """Raise `SmaltiError` if an order is named twice, or raster is not."""
     twice = next((order for order in orders if orders.count(order) > 1), None)
     if twice is not None:

@@ -21,9 +21,9 @@ from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.code_shards import open_codes
 from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
-from smalti.experiments.equal_time import of_length, refuse_unequal
+from smalti.experiments.equal_time import check_parameter_counts, with_length
 from smalti.experiments.pixelsnail.findings import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, findings
-from smalti.experiments.steps import ImageSource, refuse_idle
+from smalti.experiments.steps import ImageSource, check_overrides_used
 from smalti.training.config import PriorTraining
 
 
@@ -58,7 +58,7 @@ class PixelSNAILExperimentSettings:
 
 def plan(chosen: PixelSNAILExperimentSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; the tokenizer, its codes, the three trainings, and the comparison."""
-    refuse_idle(request, trains=("tokenizer", "prior"))
+    check_overrides_used(request, trains=("tokenizer", "prior"))
     images = ImageSource.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
@@ -70,7 +70,7 @@ def plan(chosen: PixelSNAILExperimentSettings, request: ExperimentRequest) -> li
     }
     read = prior_steps.codes_of_images(tokenizer)
     sizes = {name: prior_steps.parameters(training, read) for name, training in trainings.items()}
-    refuse_unequal(
+    check_parameter_counts(
         sizes,
         like=PIXELSNAIL,
         within=chosen.parameters_within,
@@ -106,9 +106,9 @@ def _timed_prior(name: str, training: PriorTraining) -> Step:
         pace = context.before[f"prior-{SAME_STEPS}"].outcome
         seen = pace["codes"] * context.before[f"prior-{PIXELSNAIL}"].outcome["seconds"] / pace["seconds"]
         length = max(round(seen / batch), 1) * batch
-        return prior_steps.trained(context, replace(training, run=of_length(training.run, length)))
+        return prior_steps.trained(context, replace(training, run=with_length(training.run, length)))
 
-    settings = {"training": steps.decisive(as_mapping(training))}
+    settings = {"training": steps.decisive_settings(as_mapping(training))}
     after = ("tokenizer", "codes", f"prior-{PIXELSNAIL}", f"prior-{SAME_STEPS}")
     return Step(name=f"prior-{name}", settings=settings, work=work, after=after)
 

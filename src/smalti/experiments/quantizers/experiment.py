@@ -18,9 +18,9 @@ from pydantic import Field
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
-from smalti.experiments.equal_time import nominal, pace_step
+from smalti.experiments.equal_time import at_nominal_length, pace_step
 from smalti.experiments.quantizers.findings import findings
-from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, check_overrides_used, check_unique_names
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 
@@ -49,8 +49,8 @@ class QuantizersSettings:
 
 def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; then for each quantizer its training, its pace and its measuring."""
-    refuse_idle(request, trains=("tokenizer",))
-    refuse_twins([each.name for each in chosen.quantizers], what="quantizers")
+    check_overrides_used(request, trains=("tokenizer",))
+    check_unique_names([each.name for each in chosen.quantizers], what="quantizers")
     images = ImageSource.of(request.data)
     how = TokenizerMeasurement.of(
         "quantizers", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown
@@ -58,11 +58,11 @@ def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
     found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     for each in chosen.quantizers:
-        training = steps.varied(
+        training = steps.varied_tokenizer(
             chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
         found += [
-            pace_step(each.name, images=images, training=nominal(training), seconds=chosen.pace_seconds),
+            pace_step(each.name, images=images, training=at_nominal_length(training), seconds=chosen.pace_seconds),
             steps.tokenizer(f"tokenizer-{each.name}", images=images, training=training),
             how.step(
                 each.name,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import hero, not_measured, protocol, remarks, side_by_side, whole_experiment
-from smalti.experiments.tokenizer_comparison import HEADS, LPIPS, Compared, measured_on
+from smalti.experiments.tokenizer_comparison import LPIPS, SCORE_HEADERS, MeasuredTokenizer, measured_on
 from smalti.reports.charts import Bars, Line, LinePlot
 from smalti.reports.report import Card, Table
 from smalti.training.run_folder import read_metrics
@@ -17,7 +17,7 @@ from smalti.training.run_folder import read_metrics
 class _Entry(NamedTuple):
     """One quantizer."""
 
-    measured: Compared
+    measured: MeasuredTokenizer
     pace: Mapping[str, Any]
     validation: Sequence[Mapping[str, Any]]
     """What its training saw on held-out images, oldest first."""
@@ -38,39 +38,39 @@ class _Entry(NamedTuple):
 
 def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> dict[str, Any]:
     """The finished steps of the experiment -> the values of its page."""
-    found = [_one(each.name, done) for each in settings.quantizers]
-    best = max(found, key=lambda one: one.scores["psnr"])
-    with_lpips = [one for one in found if LPIPS in one.scores]
+    entries = [_entry(each.name, done) for each in settings.quantizers]
+    best = max(entries, key=lambda entry: entry.scores["psnr"])
+    with_lpips = [entry for entry in entries if LPIPS in entry.scores]
     return {
-        "found": found,
+        "entries": entries,
         "best": best,
-        "least": min(found, key=lambda one: one.scores["psnr"]),
-        "slow": min(found, key=lambda one: one.speed),
-        "fast": max(found, key=lambda one: one.speed),
+        "least": min(entries, key=lambda entry: entry.scores["psnr"]),
+        "slow": min(entries, key=lambda entry: entry.speed),
+        "fast": max(entries, key=lambda entry: entry.speed),
         "lpips": LPIPS,
-        "nearest": min(with_lpips, key=lambda one: one.scores[LPIPS]) if len(with_lpips) == len(found) else None,
+        "nearest": min(with_lpips, key=lambda entry: entry.scores[LPIPS]) if len(with_lpips) == len(entries) else None,
         "images": measured_on(best.measured),
         "not_measured": not_measured(best.measured),
-        "cards": _cards(found, best, done),
+        "cards": _cards(entries, best, done),
         "hero": hero(best.measured),
-        "side_by_side": side_by_side([(one.name, one.measured) for one in found]),
-        "bars": _bars(found),
-        "table": _table(found),
-        "remarks": remarks([one.measured for one in found]),
-        "curves": _curves(found),
+        "side_by_side": side_by_side([(entry.name, entry.measured) for entry in entries]),
+        "bars": _bars(entries),
+        "table": _table(entries),
+        "remarks": remarks([entry.measured for entry in entries]),
+        "curves": _curves(entries),
         "protocol": protocol(best.measured),
     }
 
 
-def _one(name: str, done: Mapping[str, StepResult]) -> _Entry:
+def _entry(name: str, done: Mapping[str, StepResult]) -> _Entry:
     measured, run = done[f"measure-{name}"], done[f"tokenizer-{name}"]
     validation = [line for line in read_metrics(run.folder) if line["part"] == "validation"]
-    return _Entry(Compared(name, measured.folder, measured.outcome), done[f"pace-{name}"].outcome, validation)
+    return _Entry(MeasuredTokenizer(name, measured.folder, measured.outcome), done[f"pace-{name}"].outcome, validation)
 
 
-def _cards(found: Sequence[_Entry], best: _Entry, done: Mapping[str, StepResult]) -> list[Card]:
-    fullest = max(found, key=lambda one: one.scores["perplexity"])
-    fastest = max(found, key=lambda one: one.speed)
+def _cards(entries: Sequence[_Entry], best: _Entry, done: Mapping[str, StepResult]) -> list[Card]:
+    fullest = max(entries, key=lambda entry: entry.scores["perplexity"])
+    fastest = max(entries, key=lambda entry: entry.speed)
     return [
         Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
         Card(
@@ -83,40 +83,49 @@ def _cards(found: Sequence[_Entry], best: _Entry, done: Mapping[str, StepResult]
     ]
 
 
-def _bars(found: Sequence[_Entry]) -> list[Bars]:
-    scores = [name for name in ("psnr", LPIPS) if all(name in one.scores for one in found)]
+def _bars(entries: Sequence[_Entry]) -> list[Bars]:
+    scores = [name for name in ("psnr", LPIPS) if all(name in entry.scores for entry in entries)]
     return [
-        *(Bars(HEADS[name], [(one.name, one.scores[name]) for one in found]) for name in scores),
-        Bars("Codes in use", [(one.name, 100 * one.scores["codes_in_use"]) for one in found], unit="%"),
-        Bars("Perplexity of codes", [(one.name, one.scores["perplexity"]) for one in found]),
-        Bars("Training, images per second", [(one.name, one.speed) for one in found]),
+        *(Bars(SCORE_HEADERS[name], [(entry.name, entry.scores[name]) for entry in entries]) for name in scores),
+        Bars("Codes in use", [(entry.name, 100 * entry.scores["codes_in_use"]) for entry in entries], unit="%"),
+        Bars("Perplexity of codes", [(entry.name, entry.scores["perplexity"]) for entry in entries]),
+        Bars("Training, images per second", [(entry.name, entry.speed) for entry in entries]),
     ]
 
 
-def _table(found: Sequence[_Entry]) -> Table:
-    scores = [name for name in HEADS if any(name in one.scores for one in found)]
-    head = ["quantizer", "K", *(HEADS[name] for name in scores), "loss", "in use", "perplexity", "images/s", "weights"]
+def _table(entries: Sequence[_Entry]) -> Table:
+    scores = [name for name in SCORE_HEADERS if any(name in entry.scores for entry in entries)]
+    head = [
+        "quantizer",
+        "K",
+        *(SCORE_HEADERS[name] for name in scores),
+        "loss",
+        "in use",
+        "perplexity",
+        "images/s",
+        "weights",
+    ]
     rows: list[list[str | int | float]] = [
         [
-            one.name,
-            one.measured.outcome["codes"],
-            *(one.scores.get(name, math.nan) for name in scores),
-            one.validation[-1]["reconstruction"],
-            f"{one.scores['codes_in_use']:.1%}",
-            one.scores["perplexity"],
-            one.speed,
-            one.measured.outcome["parameters"],
+            entry.name,
+            entry.measured.outcome["codes"],
+            *(entry.scores.get(name, math.nan) for name in scores),
+            entry.validation[-1]["reconstruction"],
+            f"{entry.scores['codes_in_use']:.1%}",
+            entry.scores["perplexity"],
+            entry.speed,
+            entry.measured.outcome["parameters"],
         ]
-        for one in found
+        for entry in entries
     ]
     return Table(head, rows)
 
 
-def _curves(found: Sequence[_Entry]) -> list[LinePlot]:
+def _curves(entries: Sequence[_Entry]) -> list[LinePlot]:
     return [
         LinePlot(
             title,
-            [Line(one.name, [(line["seen"], line[name]) for line in one.validation]) for one in found],
+            [Line(entry.name, [(line["seen"], line[name]) for line in entry.validation]) for entry in entries],
             x_label="images seen",
             y_label=unit,
         )

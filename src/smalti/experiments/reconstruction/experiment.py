@@ -21,7 +21,7 @@ from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step
 from smalti.experiments.reconstruction.findings import findings
-from smalti.experiments.steps import ImageSource, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import ImageSource, Variation, check_overrides_used, check_unique_names
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.hub.pretrained import find_model, is_ours
 from smalti.model_loading import load_tokenizer
@@ -56,7 +56,7 @@ class ReconstructionSettings:
     """How many scenes are rendered, where no images are given."""
 
 
-class _Compared(NamedTuple):
+class _Candidate(NamedTuple):
     """One tokenizer on its way through the experiment."""
 
     name: str
@@ -71,7 +71,7 @@ class _Compared(NamedTuple):
 
 def plan(chosen: ReconstructionSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given, tokenizers where none are given, and the measuring of each."""
-    _refuse_idle(request)
+    _check_overrides_used(request)
     images = ImageSource.of(request.data)
     compared = _given(request) if request.models else _trained(request, chosen)
     size = _size(chosen, compared)
@@ -91,9 +91,9 @@ def plan(chosen: ReconstructionSettings, request: ExperimentRequest) -> list[Ste
 _OF_TRAININGS = ("tokenizer", "recipe", "training", "tokenizers", "held_out")
 
 
-def _refuse_idle(request: ExperimentRequest) -> None:
+def _check_overrides_used(request: ExperimentRequest) -> None:
     """Raise `SmaltiError` for what was set and would change nothing."""
-    refuse_idle(request, trains=("tokenizer",))
+    check_overrides_used(request, trains=("tokenizer",))
     for override in request.overrides:
         key = override.partition("=")[0].partition(".")[0]
         if request.models and key in _OF_TRAININGS:
@@ -104,39 +104,39 @@ def _refuse_idle(request: ExperimentRequest) -> None:
             )
 
 
-def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tuple[int, int]:
+def _size(chosen: ReconstructionSettings, tokenizers: Sequence[_Candidate]) -> tuple[int, int]:
     """(H,W) to measure at. Raises `SmaltiError` if it is not made of each tokenizer's tiles."""
     height, width = chosen.measured_at or (
-        max(one.trained_on[0] for one in compared),
-        max(one.trained_on[1] for one in compared),
+        max(tokenizer.trained_on[0] for tokenizer in tokenizers),
+        max(tokenizer.trained_on[1] for tokenizer in tokenizers),
     )
-    for one in compared:
-        if height % one.factor or width % one.factor:
-            f = math.lcm(*(each.factor for each in compared))
+    for tokenizer in tokenizers:
+        if height % tokenizer.factor or width % tokenizer.factor:
+            f = math.lcm(*(each.factor for each in tokenizers))
             whole = [max(round(side / f), 1) * f for side in (height, width)]
             raise SmaltiError(
-                f"{one.name} has tiles of {one.factor} pixels, of which {height} x {width} (height x width) is not "
-                f"made; add --set measured_at={whole}"
+                f"{tokenizer.name} has tiles of {tokenizer.factor} pixels, of which {height} x {width} (height x "
+                f"width) is not made; add --set measured_at={whole}"
             )
     return height, width
 
 
-def _trained(request: ExperimentRequest, chosen: ReconstructionSettings) -> list[_Compared]:
+def _trained(request: ExperimentRequest, chosen: ReconstructionSettings) -> list[_Candidate]:
     """The tokenizers that the experiment trains, with what a person set for all of them."""
-    refuse_twins([each.name for each in chosen.tokenizers], what="tokenizers")
+    check_unique_names([each.name for each in chosen.tokenizers], what="tokenizers")
     fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     found = []
     for each in chosen.tokenizers:
-        training = steps.varied(
+        training = steps.varied_tokenizer(
             chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
-        found.append(_Compared(each.name, training.model.autoencoder.factor, chosen.size, None, training, {}))
+        found.append(_Candidate(each.name, training.model.autoencoder.factor, chosen.size, None, training, {}))
     return found
 
 
-def _given(request: ExperimentRequest) -> list[_Compared]:
+def _given(request: ExperimentRequest) -> list[_Candidate]:
     """Given tokenizers, each opened once to see that it is one, and that all take images of one kind."""
-    found: list[_Compared] = []
+    found: list[_Candidate] = []
     first = 0
     for name, path in zip(_names(request.models), request.models, strict=True):
         model = load_tokenizer(path)
@@ -147,7 +147,7 @@ def _given(request: ExperimentRequest) -> list[_Compared]:
                 f"{path} takes images of {channels} channels and {request.models[0]} of {first}; compare like with like"
             )
         described = {"model": name, "fingerprint": model.fingerprint()}
-        found.append(_Compared(name, model.factor, _trained_on(path), path, None, described))
+        found.append(_Candidate(name, model.factor, _trained_on(path), path, None, described))
     return found
 
 
@@ -176,7 +176,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _measuring(compared: _Compared, images: ImageSource, how: TokenizerMeasurement) -> Step:
+def _measuring(compared: _Candidate, images: ImageSource, how: TokenizerMeasurement) -> Step:
     """The step that measures one tokenizer, given or trained by the step before it."""
     trained = () if compared.training is None else (f"tokenizer-{compared.name}",)
     return how.step(

@@ -12,10 +12,10 @@ from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import hero, not_measured, protocol, remarks, side_by_side, whole_experiment
 from smalti.experiments.tokenizer_comparison import (
     FEATURES,
-    HEADS,
     LPIPS,
-    Compared,
+    SCORE_HEADERS,
     Difference,
+    MeasuredTokenizer,
     difference,
     measured_on,
     with_error,
@@ -37,39 +37,42 @@ F_AND_K = {
 def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> dict[str, Any]:
     """The finished steps of the experiment -> the values of its page."""
     named = [(step.removeprefix("measure-"), each) for step, each in done.items() if step.startswith("measure-")]
-    compared = sorted(
-        (Compared(name, each.folder, each.outcome) for name, each in named),
-        key=lambda one: one.outcome["bits_per_image"],
+    tokenizers = sorted(
+        (MeasuredTokenizer(name, each.folder, each.outcome) for name, each in named),
+        key=lambda tokenizer: tokenizer.outcome["bits_per_image"],
     )
-    best = max(compared, key=lambda one: one.scores["psnr"])
+    best = max(tokenizers, key=lambda tokenizer: tokenizer.scores["psnr"])
     trained = not request.models
     changes = [change.partition("=")[0] for each in settings.tokenizers for change in each.changes]
     grid = trained and set(changes) <= F_AND_K
-    with_lpips = [one for one in compared if LPIPS in one.scores]
+    with_lpips = [tokenizer for tokenizer in tokenizers if LPIPS in tokenizer.scores]
     return {
-        "compared": compared,
+        "tokenizers": tokenizers,
         "best": best,
-        "least": compared[0],
-        "rival": _rival(compared, best),
+        "least": tokenizers[0],
+        "rival": _rival(tokenizers, best),
         "lpips": LPIPS,
-        "nearest": min(with_lpips, key=lambda one: one.scores[LPIPS]) if len(with_lpips) > 1 else None,
-        "steps_up": _steps_up(compared) if grid else [],
+        "nearest": min(with_lpips, key=lambda tokenizer: tokenizer.scores[LPIPS]) if len(with_lpips) > 1 else None,
+        "steps_up": _steps_up(tokenizers) if grid else [],
         "trained": trained,
         "grid": grid,
         "images": measured_on(best),
         "timed": TIMED,
         "not_measured": not_measured(best),
-        "cards": _cards(compared, best, done),
+        "cards": _cards(tokenizers, best, done),
         "hero": hero(best),
         "side_by_side": side_by_side(
-            [(one.name if trained else f"{one.name}: {one.kind}", one) for one in reversed(compared)]
+            [
+                (tokenizer.name if trained else f"{tokenizer.name}: {tokenizer.kind}", tokenizer)
+                for tokenizer in reversed(tokenizers)
+            ]
         ),
-        "distortion": _distortion(compared, grid=grid),
-        "table": _table(compared),
-        "pairs": _pairs(compared),
-        "remarks": remarks(compared),
-        "training": _training(compared, done) if trained else [],
-        "protocol": protocol(compared[0]),
+        "distortion": _distortion(tokenizers, grid=grid),
+        "table": _table(tokenizers),
+        "pairs": _pairs(tokenizers),
+        "remarks": remarks(tokenizers),
+        "training": _training(tokenizers, done) if trained else [],
+        "protocol": protocol(tokenizers[0]),
     }
 
 
@@ -84,11 +87,11 @@ class _Rival(NamedTuple):
     """Whether that is within two standard errors."""
 
 
-def _rival(compared: Sequence[Compared], best: Compared) -> _Rival | None:
-    rivals = [one for one in compared if one is not best]
+def _rival(tokenizers: Sequence[MeasuredTokenizer], best: MeasuredTokenizer) -> _Rival | None:
+    rivals = [tokenizer for tokenizer in tokenizers if tokenizer is not best]
     if not rivals:
         return None
-    next_best = max(rivals, key=lambda one: one.scores["psnr"])
+    next_best = max(rivals, key=lambda tokenizer: tokenizer.scores["psnr"])
     gain = difference(best.columns["psnr"], next_best.columns["psnr"])
     return _Rival(next_best.name, gain, with_error(gain), abs(gain.mean) < 2 * gain.error)
 
@@ -103,8 +106,8 @@ class _StepUp(NamedTuple):
     """Times as many."""
 
 
-def _steps_up(compared: Sequence[Compared]) -> list[_StepUp]:
-    by_kind = {(one.outcome["factor"], one.outcome["codes"]): one for one in compared}
+def _steps_up(tokenizers: Sequence[MeasuredTokenizer]) -> list[_StepUp]:
+    by_kind = {(tokenizer.outcome["factor"], tokenizer.outcome["codes"]): tokenizer for tokenizer in tokenizers}
     factors, sizes = sorted({f for f, _ in by_kind}), sorted({K for _, K in by_kind})
     steps = []
     for change, pairs in (
@@ -124,8 +127,10 @@ def _range(values: Sequence[float], digits: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, StepResult]) -> list[Card]:
-    least = compared[0]
+def _cards(
+    tokenizers: Sequence[MeasuredTokenizer], best: MeasuredTokenizer, done: Mapping[str, StepResult]
+) -> list[Card]:
+    least = tokenizers[0]
     return [
         Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
         Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_per_image']:,.0f}", unit="bits per image"),
@@ -134,41 +139,45 @@ def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, Step
     ]
 
 
-def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Plot]:
+def _distortion(tokenizers: Sequence[MeasuredTokenizer], *, grid: bool) -> list[Plot]:
     plots: list[Plot] = []
     # On a grid those that share f differ in K alone, so that a line between them means something.
-    groups: dict[str, list[Compared]] = {}
-    for one in compared:
-        groups.setdefault(f"f{one.outcome['factor']}" if grid else one.name, []).append(one)
-    for score, label in HEADS.items():
-        if score != FEATURES and all(score in one.scores for one in compared):
+    groups: dict[str, list[MeasuredTokenizer]] = {}
+    for tokenizer in tokenizers:
+        groups.setdefault(f"f{tokenizer.outcome['factor']}" if grid else tokenizer.name, []).append(tokenizer)
+    for score, label in SCORE_HEADERS.items():
+        if score != FEATURES and all(score in tokenizer.scores for tokenizer in tokenizers):
             lines = [
-                Line(name, [(one.outcome["bits_per_pixel"], one.scores[score]) for one in group])
+                Line(name, [(tokenizer.outcome["bits_per_pixel"], tokenizer.scores[score]) for tokenizer in group])
                 for name, group in groups.items()
             ]
             better = "lower is better" if score == LPIPS else "higher is better"
             unit = "dB" if score == "psnr" else label
             plots.append(LinePlot(f"{label}: {better}", lines, x_label="bits per pixel", y_label=unit))
-    use = [(one.name, 100 * one.scores["codes_in_use"]) for one in compared]
+    use = [(tokenizer.name, 100 * tokenizer.scores["codes_in_use"]) for tokenizer in tokenizers]
     return [*plots, Bars("Codes in use on these images", use, unit="%")]
 
 
-def _table(compared: Sequence[Compared]) -> Table:
-    scores = [name for name in HEADS if any(name in one.scores for one in compared)]
-    head = ["tokenizer", "f", "K", "bits", "bits per pixel", *(HEADS[name] for name in scores)]
+def _table(tokenizers: Sequence[MeasuredTokenizer]) -> Table:
+    scores = [name for name in SCORE_HEADERS if any(name in tokenizer.scores for tokenizer in tokenizers)]
+    head = ["tokenizer", "f", "K", "bits", "bits per pixel", *(SCORE_HEADERS[name] for name in scores)]
     rows: list[list[str | int | float]] = []
-    for one in compared:
-        values = [one.scores.get(name, math.nan) for name in scores]
-        rest = [f"{one.scores['codes_in_use']:.1%}", 1000 * one.outcome["seconds_per_image"], one.outcome["parameters"]]
-        bits = [round(one.outcome["bits_per_image"]), one.outcome["bits_per_pixel"]]
-        rows.append([one.name, one.outcome["factor"], one.outcome["codes"], *bits, *values, *rest])
+    for tokenizer in tokenizers:
+        values = [tokenizer.scores.get(name, math.nan) for name in scores]
+        rest = [
+            f"{tokenizer.scores['codes_in_use']:.1%}",
+            1000 * tokenizer.outcome["seconds_per_image"],
+            tokenizer.outcome["parameters"],
+        ]
+        bits = [round(tokenizer.outcome["bits_per_image"]), tokenizer.outcome["bits_per_pixel"]]
+        rows.append([tokenizer.name, tokenizer.outcome["factor"], tokenizer.outcome["codes"], *bits, *values, *rest])
     return Table([*head, "in use", "ms", "weights"], rows)
 
 
-def _pairs(compared: Sequence[Compared]) -> Table:
+def _pairs(tokenizers: Sequence[MeasuredTokenizer]) -> Table:
     """From each tokenizer to that with the next more bits."""
     rows: list[list[str | int | float]] = []
-    for less, more in pairwise(compared):
+    for less, more in pairwise(tokenizers):
         gain = difference(more.columns["psnr"], less.columns["psnr"])
         bits = more.outcome["bits_per_image"] / less.outcome["bits_per_image"]
         rows.append(
@@ -177,14 +186,14 @@ def _pairs(compared: Sequence[Compared]) -> Table:
     return Table(["more bits", "bits", "PSNR gained, dB", "better on"], rows)
 
 
-def _training(compared: Sequence[Compared], done: Mapping[str, StepResult]) -> list[Plot]:
+def _training(tokenizers: Sequence[MeasuredTokenizer], done: Mapping[str, StepResult]) -> list[Plot]:
     """How the tokenizers that the experiment trained came to be what they are."""
     lines, minutes = [], []
-    for one in compared:
-        run = done[f"tokenizer-{one.name}"]
+    for tokenizer in tokenizers:
+        run = done[f"tokenizer-{tokenizer.name}"]
         points = [(line["seen"], line["psnr"]) for line in read_metrics(run.folder) if line["part"] == "validation"]
-        lines.append(Line(one.name, points))
-        minutes.append((one.name, run.seconds / 60))
+        lines.append(Line(tokenizer.name, points))
+        minutes.append((tokenizer.name, run.seconds / 60))
     return [
         LinePlot("On the way, held-out images", lines, x_label="images seen", y_label="PSNR, dB"),
         Bars("Minutes of training", minutes),

@@ -39,10 +39,10 @@ from smalti.encoding.condition_encoding import ConditionSource, paired_images, t
 from smalti.experiments import condition_fidelity, prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.conditions.experiment import known_of
-from smalti.experiments.equal_time import refuse_unequal
+from smalti.experiments.equal_time import check_parameter_counts
 from smalti.experiments.sampling import ENCODED, SampleSettings, generate_images, zoom_of
 from smalti.experiments.scene_network import train_scene_network
-from smalti.experiments.steps import SCENES, ImageSource, refuse_idle
+from smalti.experiments.steps import SCENES, ImageSource, check_overrides_used
 from smalti.experiments.window.findings import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, findings
 from smalti.experiments.window.metrics import images_in, join_tiles, likelihood, nats_of, seam_scores, sequential
 from smalti.generation.code_sampler import Sampler
@@ -113,12 +113,12 @@ class WindowSettings:
 def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the
     scene network."""
-    refuse_idle(request, trains=("tokenizer", "prior"))
+    check_overrides_used(request, trains=("tokenizer", "prior"))
     if request.data is not None:
         raise SmaltiError("this experiment needs scenes with known sky and ground; omit --data")
     training = _tokenizer(chosen, request)
     f = training.model.autoencoder.factor
-    _refuse_sizes(chosen, f)
+    _check_sizes(chosen, f)
     scenes = ImageSource.of(None)
     trainings = _trainings(chosen, request)
     grids = (chosen.window, *chosen.sizes)
@@ -131,7 +131,7 @@ def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
     for name, (prior, grid) in trainings.items():
         counts[name] = prior_steps.parameters(prior, _read(prior, grid, training.model.quantizer.codebook_size, chosen))
         found.append(_prior(name, prior, grid))
-    refuse_unequal(
+    check_parameter_counts(
         counts,
         like=WINDOW,
         within=chosen.parameters_within,
@@ -150,7 +150,9 @@ def _tokenizer(chosen: WindowSettings, request: ExperimentRequest) -> TokenizerT
         f"images.zoom=[{zoom}, {zoom}]",
         f"images.validation={chosen.held_out}",
     ]
-    return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=request.of("tokenizer"), changes=fixed)
+    return steps.varied_tokenizer(
+        chosen.recipe, shared=chosen.tokenizer, overrides=request.of("tokenizer"), changes=fixed
+    )
 
 
 def _trainings(chosen: WindowSettings, request: ExperimentRequest) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
@@ -190,7 +192,7 @@ def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
     return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBORHOOD)}, **whole}
 
 
-def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
+def _check_sizes(chosen: WindowSettings, f: int) -> None:
     """Raise `SmaltiError` for grids that are not whole windows or larger than scenes, and where sky and ground are
     not seen."""
     h, w = chosen.window
@@ -272,7 +274,7 @@ def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
         entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
         return {"curve": prior_steps.prior_curve(lines), "code_entropy_nats": entropies[-1]}
 
-    step_settings = {"training": steps.decisive(as_mapping(training))}
+    step_settings = {"training": steps.decisive_settings(as_mapping(training))}
     return Step(
         name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{grid_text(grid)}")
     )
