@@ -38,7 +38,7 @@ def no_weights(empty: Path) -> Iterator[None]:
 def quick() -> Iterator[None]:
     """Paces are taken in few steps, and trainings look at held-out images a few times, while the block runs."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("PLACES", 2), ("FEWEST", 1)):
+        for name, value in (("PLACES", 2), ("MIN_TIMED_STEPS", 1)):
             patch.setattr(pace, name, value)
         for name, value in (("POINTS", 3), ("SAVED", 1)):
             patch.setattr(equal_time, name, value)

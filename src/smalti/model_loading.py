@@ -11,7 +11,7 @@ from smalti.checkpoints.formats import read_foreign
 from smalti.conditions.base import Grid
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
-from smalti.hub.pretrained import find_model, here, is_ours, is_pipeline
+from smalti.hub.pretrained import find_model, is_pipeline, is_smalti_folder, resolve_model_path
 from smalti.pipeline import Pipeline
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -23,13 +23,13 @@ def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = Tru
     `grid` as in `Pipeline.from_pretrained`; without `prior` the tokenizer of a foreign one alone. Raises `SmaltiError`
     as there.
     """
-    path = here(name)
+    path = resolve_model_path(name)
     if is_pipeline(path):
         whole = Pipeline.from_pretrained(path, grid=grid)
         about = find_model(path / "tokenizer", kind="tokenizer").about
         about = {**about, "prior": find_model(path / "prior", kind="prior").about}
         return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
-    if path.exists() and not is_ours(path):
+    if path.exists() and not is_smalti_folder(path):
         return read_foreign(path, grid=grid, prior=prior)
     check_window(None, grid, where=path)
     return Imported("smalti", VQGAN.from_pretrained(path), None, None, find_model(path, kind="tokenizer").about)

@@ -29,7 +29,7 @@ from smalti.generation.partial_images import PartialImages, PreviewSchedule
 from smalti.generation.request import GenerationRequest, check_generation_memory, seed_range, unknown_codes
 from smalti.hub.bundled_models import SCENES
 from smalti.hub.model_cards import Sources, publish
-from smalti.hub.pretrained import find_model, here, is_pipeline, missing_parts_message
+from smalti.hub.pretrained import find_model, is_pipeline, missing_parts_message, resolve_model_path
 from smalti.images.hole_filling import filled_hole
 from smalti.images.io import NO_SETTINGS, to_array
 from smalti.images.masks import whole_tiles
@@ -64,7 +64,7 @@ class Pipeline:
         foreign checkpoint does not hold it. Raises `SmaltiError` if a model is missing or damaged, or if the prior
         has another tokenizer or grid.
         """
-        root = here(name)
+        root = resolve_model_path(name)
         if is_pipeline(root):
             return cls._native(root, grid=grid)
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]

@@ -29,7 +29,7 @@ def test_images_are_scaled_in_strips_as_pillow_scales_the_whole(
         plane = Image.fromarray(pixels[:, :, 0].astype(np.float32))
         pillow = np.array(plane.resize(size[::-1], Image.Resampling.LANCZOS)).round().clip(0, 65535)
         assert np.array_equal(whole[:, :, 0], pillow.astype(np.uint16))
-    monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 7 * 130)
+    monkeypatch.setattr(large_planes, "MAX_PIXELS_AT_ONCE", 7 * 130)
     monkeypatch.setattr(large_planes, "WHOLE", 1)
     strips = resize(pixels, size, filter="lanczos")
     assert np.abs(strips.astype(int) - whole).max() <= 1  # which Pillow may scale in the other order
@@ -40,9 +40,9 @@ def test_the_middle_of_a_thin_image_is_cut_out_in_strips(
     full: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.random.RandomState(0).randint(0, 65536, (*full, 1)).astype(np.uint16)
-    monkeypatch.setattr(resizing, "MOST_COVERING", 2**10)
+    monkeypatch.setattr(resizing, "MAX_COVERING_PIXELS", 2**10)
     whole = resizing.covered_middle(pixels, (24, 16))
-    monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 60)
+    monkeypatch.setattr(large_planes, "MAX_PIXELS_AT_ONCE", 60)
     monkeypatch.setattr(large_planes, "WHOLE", 1)
     assert np.abs(resizing.covered_middle(pixels, (24, 16)).astype(int) - whole).max() <= 1
 
@@ -52,7 +52,7 @@ def test_the_middle_of_a_thin_image_is_cut_out_in_strips(
 def test_maps_are_fitted_in_strips(kind: str, grid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     condition, given = maps(kind), value(kind, 100, 130)
     whole, _ = condition.resize_to_grid(given, grid=grid)
-    monkeypatch.setattr(large_planes, "MOST_AT_ONCE", 7 * 130)
+    monkeypatch.setattr(large_planes, "MAX_PIXELS_AT_ONCE", 7 * 130)
     resized, _ = condition.resize_to_grid(given, grid=grid)
     assert resized.dtype == whole.dtype
     assert torch.equal(resized, whole)

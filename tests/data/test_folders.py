@@ -16,7 +16,7 @@ from smalti.cli.info import info
 from smalti.core.errors import SmaltiError
 from smalti.core.files import open_file, read_json, read_text
 from smalti.data.file_types import FILE_TYPES
-from smalti.data.folders import PathFinder, files_below, written_here
+from smalti.data.folders import PathFinder, files_below, smalti_output_kind
 from smalti.data.sources import open_source
 from smalti.images.io import DamagedImage, save_png
 from smalti.scenes.scene_classes import write_scenes
@@ -38,7 +38,7 @@ def test_results_of_smalti_are_no_images(marker: str, tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING, logger="smalti"):
         assert keys_and_labels(open_source(tmp_path)) == [("a/1.png", "a"), ("b/2.png", "b")]
     assert [record.getMessage().split(" of smalti")[0] for record in caplog.records] == [
-        f"{tmp_path / 'run'} is left out: it is {written_here(tmp_path / 'run')}"
+        f"{tmp_path / 'run'} is left out: it is {smalti_output_kind(tmp_path / 'run')}"
     ]
     with pytest.raises(SmaltiError, match=r"run is .* of smalti, and no folder of images; give the folder they are in"):
         open_source(tmp_path / "run")
@@ -215,5 +215,5 @@ def test_a_few_lines_that_name_nothing_are_left_out(tmp_path: Path, caplog: pyte
 
 def test_a_run_is_known_by_the_settings_that_it_writes(tmp_path: Path) -> None:
     fill(tmp_path, {"config.yaml": yaml.safe_dump({"smalti": "1", "data": "caf\u00e9"}, sort_keys=False).encode()})
-    assert written_here(tmp_path) == "a run"
-    assert written_here(tmp_path / "nothing") == ""
+    assert smalti_output_kind(tmp_path) == "a run"
+    assert smalti_output_kind(tmp_path / "nothing") == ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.evaluation.similarity import SMALLEST, ms_ssim, ssim
+from smalti.evaluation.similarity import MIN_SIDE, ms_ssim, ssim
 
 
 def waves(height: int, width: int, channels: int, *, speeds: tuple[float, float, float]) -> np.ndarray:
@@ -121,10 +121,10 @@ def test_small_images_are_refused() -> None:
     a, b = pair(10, 40, 3)
     with pytest.raises(SmaltiError, match=r"SSIM needs images of 11 pixels or more each way, these have 10x40.*PSNR"):
         ssim(a, b)
-    a, b = pair(SMALLEST, SMALLEST - 1, 1)
+    a, b = pair(MIN_SIDE, MIN_SIDE - 1, 1)
     with pytest.raises(SmaltiError, match=r"MS-SSIM needs images of 161 pixels .* have 161x160; .* use SSIM"):
         ms_ssim(a, b)
-    assert ms_ssim(*pair(SMALLEST, SMALLEST, 1)).shape == (1,)
+    assert ms_ssim(*pair(MIN_SIDE, MIN_SIDE, 1)).shape == (1,)
 
 
 @pytest.mark.parametrize("measure", [ssim, ms_ssim])

@@ -154,10 +154,10 @@ def test_the_discriminator_learns_what_is_seen() -> None:
     known = KnownScenes(images, labels[:, 0, 0], labels, depths)
     done: list[int] = []
     network = train_scene_network(known, labels=3, classes=3, steps=40, progress=lambda now, total: done.append(now))
-    verdict = predict(network, images)
-    assert (verdict.labels.argmax(1) == labels).float().mean() > 0.95
-    assert (verdict.depths - depths).abs().mean() < 0.2
-    assert verdict.classes.shape == (24, 3)
+    prediction = predict(network, images)
+    assert (prediction.labels.argmax(1) == labels).float().mean() > 0.95
+    assert (prediction.depths - depths).abs().mean() < 0.2
+    assert prediction.classes.shape == (24, 3)
     assert done == list(range(1, 41))
     torch.manual_seed(1)
     again = train_scene_network(known, labels=3, classes=3, steps=2, progress=lambda now, total: None)

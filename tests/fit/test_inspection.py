@@ -12,7 +12,7 @@ import pytest
 from smalti.core.errors import SmaltiError
 from smalti.data.sources import open_source
 from smalti.fit.check_text import advice, check_rows
-from smalti.fit.fit_plan import FEWEST_STEPS, Paces, make_plan, schedule, with_lengths
+from smalti.fit.fit_plan import MIN_STEPS, Paces, make_plan, schedule, with_lengths
 from smalti.fit.fit_request import FitRequest, seconds_of
 from smalti.fit.found_conditions import FoundCondition, chosen_conditions, find_conditions, images_folder
 from smalti.fit.inspection import Inspection, inspect_images
@@ -84,7 +84,7 @@ def test_too_much_damage_is_refused(tmp_path: Path) -> None:
 
 
 def test_large_sets_are_decoded_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.fit.inspection.MOST_DECODED", 7)
+    monkeypatch.setattr("smalti.fit.inspection.MAX_DECODED", 7)
     found = inspect(write_images(tmp_path / "images"))
     assert (found.images, found.decoded) == (20, 7)
     rows = dict(check_rows(found, (), chosen=(), size=SIZE))
@@ -211,5 +211,5 @@ def test_a_schedule_fills_the_time(tmp_path: Path) -> None:
     assert with_lengths(plan, usual.lengths, copies=usual.copies, images=1000) == plan
     with pytest.raises(SmaltiError, match=r"steps? of the tokenizer, which teach nothing; give \d+ minutes or more"):
         schedule(plan, paces, images=10, seconds=10.0)
-    needed = math.ceil(2 * FEWEST_STEPS * 4 * 0.1)
-    assert schedule(plan, paces, images=10, seconds=2.0 * needed).lengths["tokenizer"] >= FEWEST_STEPS * 4
+    needed = math.ceil(2 * MIN_STEPS * 4 * 0.1)
+    assert schedule(plan, paces, images=10, seconds=2.0 * needed).lengths["tokenizer"] >= MIN_STEPS * 4

@@ -30,7 +30,7 @@ from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
 from tests.generation.test_pipeline import written
 
-MOST = 27_000_000
+MAX_BYTES = 27_000_000
 """Bytes of its folder."""
 
 there = pytest.mark.skipif(
@@ -54,7 +54,7 @@ def segmentation(*, ground: str) -> Tensor:
 def test_it_is_small_and_for_scenes(scenes: Pipeline) -> None:
     files = [path for path in SCENES.rglob("*") if path.is_file()]
     assert {path.suffix for path in files if path.parent.name != "examples"} == {".json", ".safetensors"}
-    assert sum(path.stat().st_size for path in files) < MOST
+    assert sum(path.stat().st_size for path in files) < MAX_BYTES
     assert scenes.default_size == (128, 128)
     assert (scenes.tokenizer.factor, scenes.tokenizer.size) == (8, 1024)
     assert scenes.prior.knows_any_order

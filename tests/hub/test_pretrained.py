@@ -22,9 +22,9 @@ from smalti.hub.pretrained import (
     WEIGHTS,
     Saved,
     find_model,
-    here,
     load_weights_into,
     locate,
+    resolve_model_path,
     save_model,
 )
 
@@ -162,20 +162,20 @@ def test_a_mistyped_folder_is_reported_before_the_hub_is_requested(
     monkeypatch.chdir(tmp_path)
     requested: list[str] = []
 
-    def fetched(name: str) -> Path:
+    def download(name: str) -> Path:
         requested.append(name)
         return tmp_path
 
-    monkeypatch.setattr(hugging_face, "fetched", fetched)
+    monkeypatch.setattr(hugging_face, "download", download)
     written(Path("runs/demo"))
     Path("runs/dmep").touch()  # a file is not a model
     with pytest.raises(SmaltiError, match=r"^there is no folder runs/dmeo; did you mean 'runs/demo'\?$"):
-        here("runs/dmeo")
+        resolve_model_path("runs/dmeo")
     with pytest.raises(SmaltiError, match=r"^there is no folder runs/photos; runs is one, so the Hub was not queried$"):
-        here("runs/photos")
+        resolve_model_path("runs/photos")
     assert not requested
-    assert here("runs/demo") == Path("runs/demo")
-    assert here("me/demo") == tmp_path
+    assert resolve_model_path("runs/demo") == Path("runs/demo")
+    assert resolve_model_path("me/demo") == tmp_path
     assert requested == ["me/demo"]
 
 

@@ -399,7 +399,7 @@ def test_the_middle_of_a_thin_image_is_what_scaling_all_of_it_gives(
     rows, columns, place = np.ogrid[: full[0], : full[1], :channels]
     thin: npt.NDArray[Any] = ((0.5 + 0.3 * np.sin(0.7 * (rows + columns) + place)) * most).astype(dtype)
     expected = center_crop(resize_to_cover(thin, size, filter=filter), size).astype(int)
-    monkeypatch.setattr(resizing, "MOST_COVERING", 1)
+    monkeypatch.setattr(resizing, "MAX_COVERING_PIXELS", 1)
     assert is_excessive(full, size)
     found = covered_middle(thin, size, filter=filter)
     assert found.shape == (*size, channels)

@@ -73,8 +73,8 @@ def test_evaluation_cuts_the_middle_out(filter: Any, channels: int) -> None:
 
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "edges", "image"])
 def test_maps_for_a_size_are_cut_and_others_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**16)
-    monkeypatch.setattr(resizing, "MOST_COVERING", 2**16)
+    monkeypatch.setattr("smalti.conditions.spatial.MAX_COVERING_PIXELS", 2**16)
+    monkeypatch.setattr(resizing, "MAX_COVERING_PIXELS", 2**16)
     condition, thin = maps(kind), value(kind, *THIN)
     resized, grid = condition.resize_to_grid(thin, grid=(16, 16))
     assert grid == (16, 16)

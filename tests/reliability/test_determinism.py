@@ -85,7 +85,7 @@ def test_fit(smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The weights, the samples and the whole of a fit's report."""
     monkeypatch.setattr(fit_run, "PACE_SECONDS", 0.0)
     monkeypatch.setattr(pace, "PLACES", 2)
-    monkeypatch.setattr(pace, "FEWEST", 1)
+    monkeypatch.setattr(pace, "MIN_TIMED_STEPS", 1)
     write_images(tmp_path / "set")
     write_recipe(tmp_path / "small.yaml")
     monkeypatch.chdir(tmp_path)

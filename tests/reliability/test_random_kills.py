@@ -30,7 +30,7 @@ SAMPLE = ["sample", "model", "-n", "4", "--size", "80x96", "--seed", "3", "--bat
 
 def short_fit() -> None:
     """Paces are taken in few steps."""
-    fit_run.PACE_SECONDS, pace.PLACES, pace.FEWEST = 0.0, 2, 1
+    fit_run.PACE_SECONDS, pace.PLACES, pace.MIN_TIMED_STEPS = 0.0, 2, 1
 
 
 def every_row() -> None:

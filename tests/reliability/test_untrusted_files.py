@@ -211,7 +211,7 @@ def png() -> bytes:
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zip_files, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(zip_files, "MAX_BYTES", 10**6)
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", png())
         archive.writestr("1.png", bytes(10**6 + 1))
@@ -266,7 +266,7 @@ def test_links_of_an_archive_lead_nowhere_else(kind: bytes, tmp_path: Path) -> N
 
 def test_links_stand_for_no_more_files_than_anybody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred links to a folder of a hundred files are ten thousand; of a megabyte they would be billions."""
-    monkeypatch.setattr(archive_links, "_MOST_FILES", 200)
+    monkeypatch.setattr(archive_links, "_MAX_FILES", 200)
     with tarfile.open(tmp_path / "set.tar", "w") as file:
         for number in range(100):
             file.addfile(tarfile.TarInfo(f"a/{number}.png"))

@@ -15,7 +15,7 @@ from smalti.web import jobs as jobs_module
 from smalti.web.jobs import Cancelled, Job, JobQueue, Outcome, Report, ResultImage, Task
 from smalti.web.limits import Limits, Refusal
 from smalti.web.pace import Pace
-from smalti.web.sessions import IDLE, MOST_JOBS, Sessions
+from smalti.web.sessions import IDLE, MAX_JOBS, Sessions
 
 LIMITS = Limits(waiting=6, waiting_per_session=3, waiting_per_address=4, sessions=4, sessions_per_address=3, results=1)
 
@@ -258,10 +258,10 @@ def test_many_sessions_of_one_address_evict_each_other_alone() -> None:
 def test_jobs_belong_to_their_session_and_old_ones_are_forgotten() -> None:
     sessions = Sessions(LIMITS)
     one, other = sessions.open("a"), sessions.open("b")
-    made = [job_of("done") for _ in range(MOST_JOBS + 5)]
+    made = [job_of("done") for _ in range(MAX_JOBS + 5)]
     for job in made:
         sessions.add(one, job)
-    assert len(one.jobs) == MOST_JOBS
+    assert len(one.jobs) == MAX_JOBS
     assert sessions.job(one, made[-1].key) is made[-1]
     for session, key in ((other, made[-1].key), (None, made[-1].key), (one, made[0].key)):
         with pytest.raises(Refusal, match="there is no such job"):

@@ -49,8 +49,8 @@ def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("_lanczos", "_nearest"):
         monkeypatch.setattr(resizing, name, guarded(getattr(resizing, name)))
-    monkeypatch.setattr(resizing, "MOST_COVERING", 2**14)
-    monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**14)
+    monkeypatch.setattr(resizing, "MAX_COVERING_PIXELS", 2**14)
+    monkeypatch.setattr("smalti.conditions.spatial.MAX_COVERING_PIXELS", 2**14)
 
 
 def whole(file: Upload, *, most: int = 64) -> Any:

@@ -1,1 +1,1 @@
-"""Foreign formats, one file each: read into our models, and written from them. History stays here."""
+"""Foreign formats, one file each: read into smalti's models, and written from them. History stays here."""

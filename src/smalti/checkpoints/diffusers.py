@@ -1,7 +1,7 @@
-"""diffusers' `VQModel` <-> our tokenizer: a folder with `config.json` and `diffusion_pytorch_model.safetensors`.
+"""diffusers' `VQModel` <-> smalti's tokenizer: a folder with `config.json` and `diffusion_pytorch_model.safetensors`.
 
 Pipelines keep it in a folder `vqvae` or `vae`. The network is that of the original, under other names; its attention is
-made of linear maps where ours is made of 1x1 convolutions, which is the same.
+made of linear maps where smalti's is made of 1x1 convolutions, which is the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 """In the name of a file that holds a part of the weights."""
 INDEX = "model_index.json"
 SUBFOLDERS = ("vqvae", "vae", "movq")
-"""Where pipelines of theirs keep a tokenizer."""
+"""Where diffusers' pipelines keep a tokenizer."""
 
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
@@ -46,7 +46,7 @@ _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 
 @settings
 class Config:
-    """Their `config.json`, with the defaults of their class, which older files leave out."""
+    """diffusers' `config.json`, with the defaults of its class, which older files leave out."""
 
     in_channels: Positive = 3
     out_channels: Positive = 3
@@ -78,10 +78,11 @@ def _kept(config: Config) -> dict[str, Any]:
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None if `path` is not one.
+    """A folder of a `VQModel` or of a pipeline with one, or a file in it -> smalti's tokenizer; None if `path` is not
+    one.
 
-    Raises `SmaltiError` for their other models, for settings that our tokenizer does not have, for damaged files, and
-    for weights that do not fit, with names.
+    Raises `SmaltiError` for diffusers' other models, for settings that smalti's tokenizer does not have, for damaged
+    files, and for weights that do not fit, with names.
     """
     folder = _folder(path)
     if folder is None:
@@ -105,8 +106,8 @@ def write(
 ) -> None:
     """A tokenizer -> a folder that `diffusers.VQModel.from_pretrained` takes, which must not exist yet.
 
-    `about` is what `read` gave, or a model's own. Raises `SmaltiError` for what their class has no place for, naming
-    the setting.
+    `about` is what `read` gave, or a model's own. Raises `SmaltiError` for what diffusers' class has no place for,
+    naming the setting.
     """
     if tokenizer is None or prior is not None or condition is not None:
         raise SmaltiError(
@@ -121,8 +122,8 @@ def write(
 
 
 def _folder(path: Path) -> Path | None:
-    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` if there is only another model of
-    theirs."""
+    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` if there is another model of
+    diffusers alone."""
     if path.is_file():
         path = path.parent if path.name == CONFIG or path.name.startswith(_STEM) else path
     name = _class_name(path)
@@ -159,9 +160,9 @@ def _weights_in(folder: Path) -> Path:
         for file in (folder / name, folder / f"{name}.index.json"):
             if file.is_file():
                 return file
-    ours = [file for file in sorted(folder.glob(f"{_STEM}*")) if not _SHARD.search(file.name)]
+    unsharded = [file for file in sorted(folder.glob(f"{_STEM}*")) if not _SHARD.search(file.name)]
     variants: dict[str, list[Path]] = {}
-    for file in ours:
+    for file in unsharded:
         parts = file.name.removeprefix(_STEM).split(".")
         if parts[-1] in ("safetensors", "bin") or (parts[-1] == "json" and "index" in parts):
             name = ".".join(part for part in parts if part not in ("", "safetensors", "bin", "index", "json"))
@@ -189,7 +190,7 @@ def _attention(types: tuple[str, ...], known: Mapping[str, bool], *, key: str, w
 
 
 def _check(config: Config, *, where: str) -> None:
-    """Raises `SmaltiError` for what our tokenizer does not have."""
+    """Raises `SmaltiError` for what smalti's tokenizer does not have."""
     widths, groups = config.block_out_channels, config.norm_num_groups
     # Ours are 32, and fewer where 32 does not divide the channels.
     other = next((width for width in widths if math.gcd(width, 32) != groups), None)
@@ -211,7 +212,7 @@ def _check(config: Config, *, where: str) -> None:
 
 
 def _settings(config: Config, *, where: str) -> VQGANSettings:
-    """Their settings -> ours."""
+    """diffusers' settings -> smalti's."""
     _check(config, where=where)
     down = _attention(config.down_block_types, _DOWN, key="down_block_types", where=where)
     up = _attention(config.up_block_types, _UP, key="up_block_types", where=where)
@@ -246,9 +247,9 @@ def _settings(config: Config, *, where: str) -> VQGANSettings:
     )
 
 
-def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
-    """Our settings -> theirs. Raises `SmaltiError` for what they cannot say."""
-    autoencoder, quantizer = ours.autoencoder, ours.quantizer
+def _config(settings: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
+    """smalti's settings -> diffusers'. Raises `SmaltiError` for what those cannot express."""
+    autoencoder, quantizer = settings.autoencoder, settings.quantizer
     groups = math.gcd(autoencoder.widths[0], 32)
     used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
     other_groups = (
@@ -274,7 +275,7 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
     side = max(about.get("size") or (Config().sample_size,))
     values = {
         "sample_size": side,
-        "scaling_factor": 1.0,  # read by their diffusion models alone, and 1 leaves latents as they are
+        "scaling_factor": 1.0,  # read by diffusion models alone, and 1 leaves latents as they are
         **({key: saved[key] for key in _kept(Config()) if key in saved} if isinstance(saved, Mapping) else {}),
         "in_channels": autoencoder.channels,
         "out_channels": autoencoder.channels,

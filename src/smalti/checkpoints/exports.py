@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ABOUT = "tokenizer.json"
 SAMPLE = (2, 5, 7)
 """B, h, w of what is traced; all three may be others afterward."""
-MOST = 2**15
+MAX_DIM = 2**15
 """The largest B, h and w of a graph; PyTorch wants one named."""
 
 
@@ -157,7 +157,7 @@ def _any_size() -> tuple[Any, Any, Any]:
     graph."""
     from torch.export import Dim  # slow to import, and only needed here
 
-    return Dim("batch", min=1, max=MOST), Dim("rows", min=2, max=MOST), Dim("columns", min=2, max=MOST)
+    return Dim("batch", min=1, max=MAX_DIM), Dim("rows", min=2, max=MAX_DIM), Dim("columns", min=2, max=MAX_DIM)
 
 
 def _traced(module: nn.Module, sample: Tensor, sides: Mapping[int, Any]) -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""The foreign formats there are, and a path of any of them -> our models."""
+"""The foreign formats there are, and a path of any of them -> smalti's models."""
 
 from __future__ import annotations
 

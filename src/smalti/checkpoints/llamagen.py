@@ -1,4 +1,4 @@
-"""LlamaGen's tokenizers and class-conditional GPTs <-> our models: `.pt` files that hold nothing but weights.
+"""LlamaGen's tokenizers and class-conditional GPTs <-> smalti's models: `.pt` files that hold nothing but weights.
 
 Settings follow from the shapes of the weights. What shapes do not show (the heads, the grid) comes from the published
 table of sizes and from the name of the file, such as `c2i_L_384.pt`. Source: Sun et al. 2024, "Autoregressive Model
@@ -35,7 +35,7 @@ from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 SECTIONS = ("ema", "model", "module", "state_dict")
-"""Where their programs keep weights in a file; averaged ones first. Some files are the weights themselves."""
+"""Where LlamaGen keeps weights in a file; averaged ones first. Some files are the weights themselves."""
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "B": (12, 12, 768),
@@ -47,13 +47,13 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),
     "7B": (32, 32, 4096),
 }
-"""Their models: layers, heads, width."""
+"""LlamaGen's models: layers, heads, width."""
 
 GRID, FACTOR = 16, 16
-"""The defaults of the grid's side, and without a tokenizer of f: those of most of their models."""
+"""Defaults of the grid's side, and of f where there is no tokenizer: those of most of LlamaGen's models."""
 
 IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
-"""What stands among their weights and is made again here, or is a statistic of training."""
+"""Entries among the weights that smalti computes again, or that are statistics of training."""
 
 REFERENCE_GPT: dict[str, Any] = {
     "prefix_length": 1,
@@ -63,12 +63,12 @@ REFERENCE_GPT: dict[str, Any] = {
     "prefix_rotation": "erased",
     "norm_epsilon": 1e-5,
 }
-"""What their GPT is, in the settings of our transformer."""
+"""LlamaGen's GPT in the settings of smalti's transformer."""
 
 
 @settings
 class Notes:
-    """What the weights of a GPT do not show; written beside them under `smalti`, where their programs do not look."""
+    """What the weights of a GPT do not show; written beside them under `smalti`, which LlamaGen's programs ignore."""
 
     heads: Positive
     grid: tuple[Positive, Positive]
@@ -76,36 +76,36 @@ class Notes:
     dropout: ProperFraction
 
 
-class _File(NamedTuple):
-    """One file of theirs."""
+class _LlamaGenFile(NamedTuple):
+    """One file of LlamaGen."""
 
     path: Path
     kind: str
     """"tokenizer" or "GPT"."""
     weights: dict[str, Tensor]
     notes: Mapping[str, Any] | None
-    """Those that we wrote."""
+    """Those that smalti wrote."""
 
     def shape(self, name: str, *, axes: int) -> tuple[int, ...]:
         """A weight's name -> its shape. Raises `SmaltiError` if it is missing or has another number of axes."""
         if name not in self.weights:
-            raise self.unfit(f"{name} is missing")
+            raise self.does_not_fit(f"{name} is missing")
         shape = tuple(self.weights[name].shape)
         if len(shape) != axes or 0 in shape:
-            raise self.unfit(f"{name} has the shape {shape}")
+            raise self.does_not_fit(f"{name} has the shape {shape}")
         return shape
 
     def count(self, pattern: str) -> int:
         """A regular expression with a number in its names -> one more than the largest."""
         return 1 + max((int(m[1]) for name in self.weights if (m := re.fullmatch(pattern, name))), default=-1)
 
-    def unfit(self, problem: str) -> SmaltiError:
-        """What to raise for weights that make no model of theirs."""
+    def does_not_fit(self, problem: str) -> SmaltiError:
+        """What to raise for weights that are not a LlamaGen model."""
         return SmaltiError(f"the weights of {self.path} do not fit: {problem}")
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A file of theirs, or a folder with a tokenizer, a GPT or both -> our models; None where it holds none of theirs.
+    """A LlamaGen file, or a folder with a tokenizer, a GPT or both -> smalti's models; None if there is no such file.
 
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, weights of another shape, several
     models of one kind, a tokenizer and a GPT with different numbers of codes, and text-conditional GPTs.
@@ -133,14 +133,14 @@ def write(
 ) -> None:
     """A tokenizer, a prior conditioned on labels, or both -> a folder of `.pt` files, which must not exist yet.
 
-    Widths and depths that their programs do not offer are written too. `about` is not written. Raises `SmaltiError` for
-    settings that their networks cannot have, with the name of the setting.
+    Widths and depths that LlamaGen does not offer are written too. `about` is not written. Raises `SmaltiError` for
+    settings that LlamaGen's networks cannot have, with the name of the setting.
     """
     contents: dict[str, dict[str, Any]] = {}
     if tokenizer is not None:
         _check_tokenizer(tokenizer)
         weights = _tokenizer_names(tokenizer).written_from(tokenizer)
-        # A record of the codes that training used last; their loader insists on it.
+        # A record of the codes that training used last; LlamaGen's loader requires it.
         weights["quantize.codebook_used"] = torch.zeros(65536)
         contents[f"vq_ds{tokenizer.factor}_c2i.pt"] = {"model": weights}
     if prior is not None:
@@ -156,10 +156,10 @@ def write(
             torch.save(content, temporary / name)
 
 
-def _files(path: Path) -> dict[str, _File]:
-    """A file or folder -> what of theirs is in it, by kind."""
+def _files(path: Path) -> dict[str, _LlamaGenFile]:
+    """A file or folder -> the LlamaGen files in it, by kind."""
     candidates = sorted(path.iterdir()) if path.is_dir() else [path]
-    found: dict[str, _File] = {}
+    found: dict[str, _LlamaGenFile] = {}
     for candidate in candidates:
         file = _open(candidate) if candidate.is_file() and candidate.suffix in SUFFIXES else None
         if file is None:
@@ -174,42 +174,42 @@ def _files(path: Path) -> dict[str, _File]:
 
 
 def knows(path: Path) -> bool:
-    """Whether a file holds a model of theirs. Raises `SmaltiError` if it is damaged."""
+    """Whether a file holds a LlamaGen model. Raises `SmaltiError` if it is damaged."""
     return path.suffix in SUFFIXES and _open(path) is not None
 
 
-def _open(path: Path) -> _File | None:
-    """A file -> its weights if they are a model of theirs. Raises `SmaltiError` if it is damaged."""
+def _open(path: Path) -> _LlamaGenFile | None:
+    """A file -> its weights if they are a LlamaGen model. Raises `SmaltiError` if it is damaged."""
     content: Any = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     if not isinstance(content, Mapping):
         return None
     weights = tensors_in(content, sections=SECTIONS)
     notes, kind = content.get("smalti"), kind_of(weights)
-    return None if kind is None else _File(path, kind, weights, notes if isinstance(notes, Mapping) else None)
+    return None if kind is None else _LlamaGenFile(path, kind, weights, notes if isinstance(notes, Mapping) else None)
 
 
 def kind_of(names: Collection[str]) -> str | None:
-    """Names of weights -> "tokenizer" or "GPT" of theirs, None for other programs' models."""
+    """Names of weights -> LlamaGen's "tokenizer" or "GPT", None for other programs' models."""
     if any(name.startswith(("encoder.conv_blocks.", "decoder.conv_blocks.")) for name in names):
         return "tokenizer"
     signs = ("tok_embeddings.weight", "cls_embedding.embedding_table.weight", "layers.0.attention.wqkv.weight")
     return "GPT" if sum(name in names for name in signs) > 1 else None
 
 
-def _read_tokenizer(file: _File) -> VQGAN:
+def _read_tokenizer(file: _LlamaGenFile) -> VQGAN:
     settings = _tokenizer_settings(file)
     tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(file.weights), where=str(file.path))
     _tokenizer_names(tokenizer).read_into(tokenizer, file.weights, where=str(file.path), ignored=IGNORED)
     return tokenizer.eval().requires_grad_(False)
 
 
-def _tokenizer_settings(file: _File) -> VQGANSettings:
+def _tokenizer_settings(file: _LlamaGenFile) -> VQGANSettings:
     """Shapes -> settings. Only the lowest resolution has attention."""
     width, channels = file.shape("encoder.conv_in.weight", axes=4)[:2]
     levels = file.count(r"(?:encoder|decoder)\.conv_blocks\.(\d+)\..*")
     widths = [file.shape(f"encoder.conv_blocks.{level}.res.0.conv2.weight", axes=4)[0] for level in range(levels)]
     if any(channels % width or channels % 32 for channels in widths):
-        raise file.unfit(
+        raise file.does_not_fit(
             f"their widths are multiples of the first and of 32, these are {width} and {', '.join(map(str, widths))}"
         )
     size, dimension = file.shape("quantize.embedding.weight", axes=2)
@@ -232,7 +232,7 @@ def _tokenizer_settings(file: _File) -> VQGANSettings:
 
 
 def _check_tokenizer(tokenizer: VQGAN) -> None:
-    """Raises `SmaltiError` for what their tokenizer cannot be."""
+    """Raise `SmaltiError` for what LlamaGen's tokenizer cannot be."""
     autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     widths, lowest = autoencoder.widths, len(autoencoder.widths) - 1
     used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
@@ -252,8 +252,8 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
         other_widths: any(width % widths[0] or width % 32 for width in widths),
         **autoencoder.decoder_differences,
     }
-    for what, there in refused.items():
-        if there:
+    for what, is_refused in refused.items():
+        if is_refused:
             raise SmaltiError(
                 f"LlamaGen's tokenizer has no place for {what}; this one cannot be written as one of theirs"
             )
@@ -265,7 +265,7 @@ _BLOCK |= {"query": "q", "key": "k", "value": "v", "out": "proj_out"}
 
 
 def _tokenizer_names(tokenizer: VQGAN) -> Renaming:
-    """A tokenizer -> the table of its names there. Their decoder's levels begin at the lowest resolution."""
+    """A tokenizer -> the table of LlamaGen's names. Its decoder's levels begin at the lowest resolution."""
     last = len(tokenizer.settings.autoencoder.widths) - 1
 
     def level(m: re.Match[str]) -> str:
@@ -293,20 +293,20 @@ def _tokenizer_names(tokenizer: VQGAN) -> Renaming:
     return Renaming.of(tokenizer, rules)
 
 
-def _read_gpt(file: _File, *, factor: int, grid: Grid | None) -> tuple[Transformer, Labels, dict[str, str]]:
+def _read_gpt(file: _LlamaGenFile, *, factor: int, grid: Grid | None) -> tuple[Transformer, Labels, dict[str, str]]:
     """A file -> the prior, its classes, and where its heads and grid are known from."""
     if "cls_embedding.cap_proj.fc1.weight" in file.weights:
         raise SmaltiError(
             f"{file.path} is LlamaGen's GPT for texts, which needs T5's features; those for classes are read"
         )
     size, width = file.shape("tok_embeddings.weight", axes=2)
-    classes = file.shape("cls_embedding.embedding_table.weight", axes=2)[0] - 1  # the last says "nothing"
+    classes = file.shape("cls_embedding.embedding_table.weight", axes=2)[0] - 1  # the last row is the unconditional one
     layers = file.count(r"layers\.(\d+)\..*")
     for layer in range(layers):
         rows = file.shape(f"layers.{layer}.attention.wqkv.weight", axes=2)[0]
         if rows != 3 * width:
             shared = "; keys shared by several heads (n_kv_head) are not supported" if rows < 3 * width else ""
-            raise file.unfit(f"layers.{layer}.attention.wqkv.weight has {rows} rows and not 3 x {width}{shared}")
+            raise file.does_not_fit(f"layers.{layer}.attention.wqkv.weight has {rows} rows and not 3 x {width}{shared}")
     notes, sources = _notes(file, width=width, classes=classes, factor=factor, grid=grid)
     values = {
         **REFERENCE_GPT,
@@ -319,20 +319,22 @@ def _read_gpt(file: _File, *, factor: int, grid: Grid | None) -> tuple[Transform
         "mlp_dim": file.shape("layers.0.feed_forward.w1.weight", axes=2)[0],
         "dropout": notes.dropout,
     }
-    weights, settings = _joined(file), parse(TransformerSettings, values, where=str(file.path))
+    weights, settings = _with_concatenated(file), parse(TransformerSettings, values, where=str(file.path))
     stored = number_count(weights)
     prior = build_network(lambda: Transformer(settings), stored=stored, where=str(file.path))
     _gpt_names(prior).read_into(prior, weights, where=str(file.path), ignored=IGNORED)
-    nn.init.zeros_(prior.prefix_positions.weight)  # their classes have no position
+    nn.init.zeros_(prior.prefix_positions.weight)  # LlamaGen's classes have no position
     return prior.eval().requires_grad_(False), Labels(notes.labels), sources
 
 
-def _notes(file: _File, *, width: int, classes: int, factor: int, grid: Grid | None) -> tuple[Notes, dict[str, str]]:
+def _notes(
+    file: _LlamaGenFile, *, width: int, classes: int, factor: int, grid: Grid | None
+) -> tuple[Notes, dict[str, str]]:
     """What the shapes do not show, and where heads and grid are known from."""
     if file.notes is not None:
         notes = parse(Notes, file.notes, where=f"{file.path}, 'smalti'")
         if len(notes.labels) != classes:
-            raise file.unfit(f"there are {len(notes.labels)} labels and {classes} classes")
+            raise file.does_not_fit(f"there are {len(notes.labels)} labels and {classes} classes")
         return notes, {"heads_from": "the file", "grid_from": "the file"}
     table = {width: heads for _, heads, width in SIZES.values()}
     heads, heads_from = table.get(width, 0), "the published sizes"
@@ -347,13 +349,15 @@ def _notes(file: _File, *, width: int, classes: int, factor: int, grid: Grid | N
         heads, side, heads_from = width // (2 * pairs), math.isqrt(rows - 1), "its table of rotations"
         grid_from = heads_from
         if grid is not None and grid[0] * grid[1] != rows - 1:
-            raise file.unfit(f"its table of rotations is of {rows - 1} codes, the grid given of {grid_text(grid)}")
+            raise file.does_not_fit(
+                f"its table of rotations is of {rows - 1} codes, the grid given of {grid_text(grid)}"
+            )
     if grid is not None:
         grid_from = "the grid given"
     if not heads:
-        raise file.unfit(f"how many heads a GPT of width {width} has is not known here")
+        raise file.does_not_fit(f"how many heads a GPT of width {width} has is not known here")
     labels = tuple(str(label) for label in range(classes))
-    # Their dropout is 0.1 everywhere but in attention, where ours has the same as elsewhere.
+    # LlamaGen's dropout is 0.1 everywhere but in attention; smalti's is the same everywhere.
     values = {"heads": heads, "grid": grid or (side, side), "labels": labels, "dropout": 0.1}
     return parse(Notes, values, where=str(file.path)), {"heads_from": heads_from, "grid_from": grid_from}
 
@@ -374,36 +378,37 @@ def _checked_gpt(prior: Prior, condition: Condition | None) -> tuple[Transformer
     return prior, condition
 
 
-_FIRST_AND_SECOND = (
+_CONCATENATED = (
     (r"tok_embeddings\.weight", r"cls_embedding.embedding_table.weight"),
     (r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"),
 )
-"""Weights of theirs that are joined in one of ours, which the table of names calls by the first."""
+"""LlamaGen's pairs of weights that are one weight in smalti; the table of names has the first."""
 
 
-def _second(name: str) -> str | None:
-    matches = ((re.fullmatch(first, name), second) for first, second in _FIRST_AND_SECOND)
+def _second_of(name: str) -> str | None:
+    matches = ((re.fullmatch(first, name), second) for first, second in _CONCATENATED)
     return next((match.expand(second) for match, second in matches if match), None)
 
 
-def _joined(file: _File) -> dict[str, Tensor]:
-    """Their weights -> the same with each second one behind its first."""
+def _with_concatenated(file: _LlamaGenFile) -> dict[str, Tensor]:
+    """LlamaGen's weights -> the same with each second of a pair concatenated to its first."""
     weights = dict(file.weights)
     for name in file.weights:
-        second = _second(name)
+        second = _second_of(name)
         if second is not None:
             first = file.shape(name, axes=2)
             if file.shape(second, axes=2)[1] != first[1]:
-                raise file.unfit(f"{second} has the shape {tuple(weights[second].shape)} and {name} has {first}")
+                raise file.does_not_fit(f"{second} has the shape {tuple(weights[second].shape)} and {name} has {first}")
             weights[name] = torch.cat((weights[name], weights.pop(second)))
     return weights
 
 
 def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
-    """A prior -> their weights. The learned position of its prefix is added to the classes, for they have no other."""
+    """A prior -> LlamaGen's weights. The learned position of its prefix is added to the
+    classes, which have no other."""
     weights = _gpt_names(prior).written_from(prior)
     for name in list(weights):
-        second = _second(name)
+        second = _second_of(name)
         if second is not None:
             rows = prior.size if name == "tok_embeddings.weight" else len(weights[name]) // 2
             # Copies, for a part of a tensor would take the whole of it along to the file.
@@ -412,7 +417,7 @@ def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
     return weights
 
 
-def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _of_queries_and_keys(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A change to the rows of queries or keys -> the same for both in the joined rows (3D,D) of q, k and v."""
 
     def both(rows: Tensor) -> Tensor:
@@ -423,17 +428,17 @@ def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _gpt_names(prior: Transformer) -> Renaming:
-    """A prior -> the table of its names there.
+    """A prior -> the table of LlamaGen's names.
 
-    Their rotation turns each row of a head's d with its neighbor, ours turns it with the one d / 2 further on. The
+    LlamaGen's rotation pairs each row of a head's d with its neighbor, smalti's with the row d / 2 further on. The
     order of the pairs is the same: first those that the row of the grid turns, then those of the column.
     """
     heads = prior.settings.heads
     project = Rule(
         r"blocks\.(\d+)\.attention\.project\.weight",
         r"layers.\1.attention.wqkv.weight",
-        _turned(lambda rows: rows.reshape(heads, -1, 2, rows.shape[1]).transpose(1, 2).flatten(0, 2)),
-        _turned(lambda rows: rows.reshape(heads, 2, -1, rows.shape[1]).transpose(1, 2).flatten(0, 2)),
+        _of_queries_and_keys(lambda rows: rows.reshape(heads, -1, 2, rows.shape[1]).transpose(1, 2).flatten(0, 2)),
+        _of_queries_and_keys(lambda rows: rows.reshape(heads, 2, -1, rows.shape[1]).transpose(1, 2).flatten(0, 2)),
     )
     rules = (
         project,

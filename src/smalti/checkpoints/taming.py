@@ -1,5 +1,5 @@
-"""The original's run folders and checkpoints <-> our models (CompVis/taming-transformers; latent-diffusion's VQ first
-stages).
+"""The original's run folders and checkpoints <-> smalti's models (CompVis/taming-transformers; latent-diffusion's
+VQ first stages).
 
 A run folder holds `configs/*-project.yaml` (merged in the order of their names) and `checkpoints/last.ckpt`; a
 published model is a `.ckpt` with a YAML of the same name beside it. All weights of both stages are in one checkpoint,
@@ -45,11 +45,11 @@ from smalti.prior.order import Order
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 NOTES = "smalti"
-"""The section of a YAML in which our writer keeps what the original has no place for."""
+"""The section of a YAML in which smalti keeps what the original has no place for."""
 
 
 class Found(NamedTuple):
-    """A checkpoint of theirs on this machine."""
+    """A checkpoint of the original code on this machine."""
 
     config: dict[str, Any]
     """The YAML, merged."""
@@ -66,7 +66,7 @@ class Found(NamedTuple):
 
     @property
     def grid(self) -> Grid | None:
-        """The window that our own writer noted in the YAML, where the original has no place for it."""
+        """The window that smalti noted in the YAML, where the original has no place for it."""
         notes = self.config.get(NOTES)
         grid = notes.get("grid") if isinstance(notes, Mapping) else None
         return (int(grid[0]), int(grid[1])) if isinstance(grid, list) and len(grid) == 2 else None
@@ -110,7 +110,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _model_yamls(folder: Path) -> list[Path]:
-    """The YAML files in `folder` that describe a model of theirs, in the order of their names."""
+    """The YAML files in `folder` that describe a model, in the order of their names."""
     files = sorted(file for file in folder.glob("*") if file.suffix in (".yaml", ".yml") and file.is_file())
     return [file for file in files if _describes_a_model(file.read_text("utf-8", errors="replace"))]
 
@@ -185,7 +185,7 @@ def _merge_settings(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A checkpoint of theirs -> our models, in evaluation mode on the CPU; None if `path` is not one.
+    """A checkpoint of the original code -> smalti's models, in evaluation mode on the CPU; None if `path` is not one.
 
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, unknown targets and settings, for
     weights of another shape (with their names), and for a transformer whose grid is unknown.
@@ -264,8 +264,10 @@ def read_net2net(
         where=where,
     )
     prior = build_network(lambda: GPT(settings), stored=number_count(weights), where=where)
-    mine = {key.removeprefix("transformer."): value for key, value in weights.items() if key.startswith("transformer.")}
-    gpt_names(prior).read_into(prior, mine, where=f"{where} (transformer)", ignored=MASKS)
+    gpt_weights = {
+        key.removeprefix("transformer."): value for key, value in weights.items() if key.startswith("transformer.")
+    }
+    gpt_names(prior).read_into(prior, gpt_weights, where=f"{where} (transformer)", ignored=MASKS)
     _check_rest(weights, where=where)
     described = {"imported_from": part.target, "pkeep": params.get("pkeep", 1.0)}
     facts = {**about(first, where=where), "prior": described}

@@ -1,4 +1,4 @@
-"""The condition stages of the original's transformers <-> our conditions."""
+"""The condition stages of the original's transformers <-> smalti's conditions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ have."""
 GEOMETRY_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
 """`conditional_key` of the original -> `LayoutSettings.geometry`."""
 
-_MOST_CLASSES = 10**6
+_MAX_CLASSES = 10**6
 
 
 class ConditionStage(NamedTuple):
@@ -54,7 +54,7 @@ class ConditionStage(NamedTuple):
     data: Mapping[str, Any]
     """The `data` section of the YAML."""
     weights: Mapping[str, Tensor]
-    """The weights of the whole model, by their names there."""
+    """The weights of the whole model, by the original's names."""
     tokenizer: VQGAN
     """The first stage."""
     block: int
@@ -92,7 +92,7 @@ def read_condition_stage(stage: ConditionStage) -> ImportedCondition:
 
 
 def _key(stage: ConditionStage) -> str:
-    """The key of our condition, made from `cond_stage_key`: lower case letters, digits and underscores."""
+    """The key of the condition, made from `cond_stage_key`: lower case letters, digits and underscores."""
     key = "".join(
         letter if letter.isalnum() else "_" for letter in str(stage.params.get("cond_stage_key", "depth")).lower()
     )
@@ -138,9 +138,9 @@ def _sos(stage: ConditionStage, part: Part) -> ImportedCondition:
 
 
 def _labels(stage: ConditionStage, part: Part) -> ImportedCondition:
-    # Their labels have no names here; their classes are numbered in the order of the ImageNet synsets.
+    # The original stores no names of labels; their classes are numbered in the order of the ImageNet synsets.
     count = int(part.params.get("n_classes", 1000))
-    if not 0 < count <= _MOST_CLASSES:
+    if not 0 < count <= _MAX_CLASSES:
         raise SmaltiError(f"{stage.where}: n_classes = {count}, which no classifier has")
     return ImportedCondition(Labels([str(number) for number in range(count)]), _window(stage, prefix=1), None)
 
@@ -213,7 +213,7 @@ _STAGES: dict[str, Callable[[ConditionStage, Part], ImportedCondition]] = {
 
 
 def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A condition of ours -> its keys in the params of the original's transformer, and the weights of its stage.
+    """A condition -> its keys in the params of the original's transformer, and the weights of its stage.
 
     Raises `SmaltiError` for a condition that the original has no stage for.
     """

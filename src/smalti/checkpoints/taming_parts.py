@@ -1,4 +1,4 @@
-"""The original's settings and names of weights <-> ours (CompVis/taming-transformers, and latent-diffusion's first
+"""The original's settings and names of weights <-> smalti's (CompVis/taming-transformers, and latent-diffusion's first
 stages).
 
 Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
@@ -35,7 +35,7 @@ TOKENIZERS: dict[str, str] = {
     "ldm.models.autoencoder.VQModel": "vq",
     "ldm.models.autoencoder.VQModelInterface": "vq",
 }
-"""Their classes of first stages -> our quantizer."""
+"""The original's classes of first stages -> smalti's quantizer."""
 
 TRANSFORMERS = ("taming.models.cond_transformer.Net2NetTransformer",)
 GPTS = ("taming.modules.transformer.mingpt.GPT",)
@@ -49,16 +49,17 @@ ORDERS: dict[str, Order] = {
     "taming.modules.transformer.permuter.Random": "random",
     "taming.modules.transformer.permuter.AlternateParsing": "alternate",
 }
-"""Their permuters -> our code orders."""
+"""The original's permuters -> smalti's code orders."""
 
 IGNORED = (
     r"(loss\.|model_ema\.|optimizer).*|colorize|quantize\.embedding\.(cluster_size|embed_avg)|quantize\.temperature"
 )
-"""Names in their checkpoints that a tokenizer does not consist of: the losses' networks, averages kept beside the
+"""Names in checkpoints that are no weights of the tokenizer: the losses' networks, averages kept beside the
 weights, the random projection that colors label maps, statistics of a codebook."""
 
 NOMINAL = 256
-"""Side of the images, where a model does not say what it was trained on; their settings place attention by it."""
+"""Side of the images, where a model does not say what it was trained on; the original's settings place attention by
+it."""
 
 _READ_ELSEWHERE = {
     *("ckpt_path", "ignore_keys", "image_key", "lossconfig", "monitor", "colorize_nlabels", "n_labels"),
@@ -70,7 +71,7 @@ _DDCONFIG_IGNORED = {"use_linear_attn", "give_pre_end", "use_timestep", "temb_ch
 
 
 class Part(NamedTuple):
-    """One `target` and `params` of their YAML."""
+    """One `target` and `params` of the YAML."""
 
     target: str
     params: dict[str, Any]
@@ -112,8 +113,8 @@ def _autoencoder(ddconfig: Mapping[str, Any], *, where: str) -> AutoencoderSetti
         f"attn_type = {kind}": kind not in ("vanilla", "vanilla-xformers", "none"),
         f"ch = {ddconfig.get('ch')}, no multiple of 32,": int(take(ddconfig, "ch", where=where)) % 32,
     }
-    for what, there in refused.items():
-        if there:
+    for what, is_refused in refused.items():
+        if is_refused:
             raise SmaltiError(f"{where}: {what} is not supported")
     known = {
         *(
@@ -149,8 +150,8 @@ def _autoencoder(ddconfig: Mapping[str, Any], *, where: str) -> AutoencoderSetti
 
 
 def tokenizer_settings(part: Part, *, used: int, where: str) -> VQGANSettings:
-    """A first stage's section of their YAML -> ours. `used`: length of its table of used codes (`remap`), 0 for
-    none."""
+    """A first stage's section of the YAML -> smalti's settings. `used`: length of its table of used codes
+    (`remap`), 0 for none."""
     params = part.params
     for key in params:
         if key not in _READ_ELSEWHERE | {"ddconfig", "n_embed", "embed_dim", "remap", "unknown_index"}:
@@ -179,7 +180,7 @@ REFERENCE_VQ: dict[str, Any] = {
     "kmeans_iterations": 0,
     "dead_code_threshold": 0.0,
 }
-"""What the original's quantizer is, in our settings."""
+"""The original's quantizer in smalti's settings."""
 
 _IN_BLOCK = {
     **{name: name for name in ("norm1", "norm2", "norm", "0")},
@@ -225,7 +226,7 @@ _CODEBOOK = {"vq": "quantize.embedding.weight", "gumbel": "quantize.embed.weight
 
 
 def tokenizer_names(tokenizer: VQGAN) -> Renaming:
-    """A tokenizer -> the table of its names there."""
+    """A tokenizer -> the table of the original's names."""
     codebook = Rule(r"quantizer\.codebook", _CODEBOOK[tokenizer.settings.quantizer.name])
     return Renaming.of(tokenizer, (*_rules(), codebook))
 
@@ -270,7 +271,7 @@ def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str
 def section_weights(tokenizer: VQGAN, section: Mapping[str, Any]) -> dict[str, Tensor]:
     """A tokenizer and its section -> its weights in the original's names, with what its class keeps beside them."""
     weights = tokenizer_names(tokenizer).written_from(tokenizer)
-    if section["target"] == SEGMENTATION:  # the projection that colors label maps, drawn at random there too
+    if section["target"] == SEGMENTATION:  # the projection that colors label maps, drawn at random in the original too
         generator = torch.Generator().manual_seed(0)
         weights["colorize"] = torch.randn(3, tokenizer.settings.autoencoder.channels, 1, 1, generator=generator)
     return weights
@@ -286,8 +287,8 @@ def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
             "the original's GroupNorm has 32 groups, which do not divide "
             f"model.autoencoder.base_channels = {autoencoder.base_channels}"
         )
-    for what, there in autoencoder.decoder_differences.items():
-        if there:
+    for what, differs in autoencoder.decoder_differences.items():
+        if differs:
             raise SmaltiError(
                 "the original's decoder has the encoder's widths and one residual block more, this tokenizer has "
                 f"{what}"
@@ -309,22 +310,23 @@ def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
 
 
 def about(part: Part, *, where: str) -> dict[str, Any]:
-    """What `config.json` records of a first stage besides its settings: its class there, and the side of its images."""
+    """What `config.json` records of a first stage besides its settings: its class in the original, and the side of
+    its images."""
     side = resolution(part, where=where)
     return {"imported_from": part.target, "size": [side, side]}
 
 
 def read_first_stage(part: Part, weights: Mapping[str, Tensor], *, prefix: str, where: str) -> VQGAN:
     """A first stage's section, and weights of which its own begin with `prefix` -> the tokenizer."""
-    mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    used = len(mine["quantize.used"]) if "quantize.used" in mine else 0
+    own_weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    used = len(own_weights["quantize.used"]) if "quantize.used" in own_weights else 0
     settings = tokenizer_settings(part, used=used, where=where)
-    tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(mine), where=where)
+    tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(own_weights), where=where)
     prefixed = f"{where} ({prefix.rstrip('.')})" if prefix else where
-    tokenizer_names(tokenizer).read_into(tokenizer, mine, where=prefixed, ignored=IGNORED)
+    tokenizer_names(tokenizer).read_into(tokenizer, own_weights, where=prefixed, ignored=IGNORED)
     if used and not (
-        int(mine["quantize.used"].min()) >= 0
-        and int(mine["quantize.used"].max()) < tokenizer.settings.quantizer.codebook_size
+        int(own_weights["quantize.used"].min()) >= 0
+        and int(own_weights["quantize.used"].max()) < tokenizer.settings.quantizer.codebook_size
     ):
         raise SmaltiError(
             f"{prefixed}: its table of used codes (quantize.used) names codes that the codebook does not have"
@@ -353,18 +355,18 @@ _GPT_RULES = (
 )
 
 MASKS = r"blocks\.\d+\.attn\.mask"
-"""Their attention masks are weights to PyTorch; ours are made when they are needed."""
+"""The original stores its attention masks as weights; smalti computes them when they are needed."""
 
 
 def gpt_names(prior: nn.Module) -> Renaming:
-    """A GPT -> the table of its names there, relative to the transformer."""
+    """A GPT -> the table of the original's names, relative to the transformer."""
     return Renaming.of(prior, _GPT_RULES)
 
 
 def gpt_settings(
     part: Part, *, codes: int, prefix: int, grid: tuple[int, int], start: int | None, order: str, where: str
 ) -> GPTSettings:
-    """A transformer's section of their YAML, and what surrounds it -> our settings."""
+    """A transformer's section of the YAML, and what surrounds it -> smalti's settings."""
     params = part.params
     values = {
         "vocab_size": take(params, "vocab_size", where=where),
@@ -400,7 +402,7 @@ def gpt_settings(
 
 
 def mask(prior: GPT) -> Tensor:
-    """A GPT -> the attention mask (1,1,T,T) that each layer of theirs keeps: 1 where a code sees another."""
+    """A GPT -> the attention mask (1,1,T,T) that each layer of the original stores: 1 where a code sees another."""
     block, unmasked = prior.settings.block_size, prior.settings.unmasked
     visible = torch.tril(torch.ones(block, block))
     visible[:unmasked, :unmasked] = 1

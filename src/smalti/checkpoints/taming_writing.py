@@ -71,7 +71,7 @@ def _net2net(
     }
     first = tokenizer_section(tokenizer, about=about)
     section, condition_weights = section_of(condition, start=settings.start_code)
-    permuter = next(theirs for theirs, ours in ORDERS.items() if ours == settings.order)
+    permuter = next(target for target, order in ORDERS.items() if order == settings.order)
     rows, columns = settings.grid
     shape = {} if settings.order == "raster" else {"H": rows, "W": columns}
     params = {

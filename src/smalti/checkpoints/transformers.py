@@ -3,8 +3,8 @@ generate codes.
 
 The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Besides the network the folder keeps what
 GPT-2's format has no place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer
-(in the folder `vqgan`, ours). Only folders that were written here are read: the codes of another GPT-2 have no known
-images.
+(in the folder `vqgan`, in smalti's format). Only folders that smalti wrote are read: the codes of
+another GPT-2 have no known images.
 
 Notation: D width, h w grid, K image codes, V codes of condition and image.
 """
@@ -36,12 +36,12 @@ from smalti.tokenizer.vqgan import VQGAN
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 NOTES = "smalti_prior"
-"""The key of their config under which ours stands."""
+"""The key of `config.json` under which smalti's settings stand."""
 TOKENIZER = "vqgan"
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder that `write` made -> our models; None if `path` is not one. Without `prior` its tokenizer alone.
+    """A folder that `write` made -> smalti's models; None if `path` is not one. Without `prior` its tokenizer alone.
 
     The window is in the file, so `grid` is ignored. Raises `SmaltiError` for damaged files and for weights that
     do not fit, with names.
@@ -73,7 +73,8 @@ def write(
 ) -> None:
     """A GPT and its condition -> a folder for `transformers.GPT2LMHeadModel.from_pretrained`, which must not exist yet.
 
-    A tokenizer that comes with them is kept in it, in our format. Raises `SmaltiError` for priors that are no GPT-2.
+    A tokenizer that comes with them is kept in it, in smalti's format. Raises `SmaltiError` for priors that are no
+    GPT-2.
     """
     gpt = _checked(prior)
     assert condition is not None, "a prior has a condition"
@@ -117,32 +118,35 @@ def _checked(prior: Prior | None) -> GPT:
     return prior
 
 
-def _config(ours: GPTSettings) -> dict[str, Any]:
-    """Our settings -> theirs."""
+def _config(settings: GPTSettings) -> dict[str, Any]:
+    """smalti's settings -> those of `GPT2Config`."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": ours.vocab_size,
-        "n_positions": ours.block_size,
-        "n_embd": ours.embed_dim,
-        "n_layer": ours.layers,
-        "n_head": ours.heads,
+        "vocab_size": settings.vocab_size,
+        "n_positions": settings.block_size,
+        "n_embd": settings.embed_dim,
+        "n_layer": settings.layers,
+        "n_head": settings.heads,
         "activation_function": "gelu",  # the exact one; GPT-2's own is an approximation
         "layer_norm_epsilon": 1e-5,
-        "embd_pdrop": ours.embedding_dropout,
-        "attn_pdrop": ours.attention_dropout,
-        "resid_pdrop": ours.residual_dropout,
+        "embd_pdrop": settings.embedding_dropout,
+        "attn_pdrop": settings.attention_dropout,
+        "resid_pdrop": settings.residual_dropout,
         "tie_word_embeddings": False,
-        "bos_token_id": ours.start_code,
+        "bos_token_id": settings.start_code,
         "eos_token_id": None,
     }
 
 
-def _generation(ours: GPTSettings) -> dict[str, Any]:
-    """What their `generate` is to do by itself: a whole grid, of image codes alone."""
-    values: dict[str, Any] = {"max_new_tokens": ours.grid[0] * ours.grid[1], "bos_token_id": ours.start_code}
-    if ours.vocab_size > ours.codebook_size:
-        values["suppress_tokens"] = list(range(ours.codebook_size, ours.vocab_size))
+def _generation(settings: GPTSettings) -> dict[str, Any]:
+    """The defaults of `GPT2LMHeadModel.generate`: a whole grid, of image codes alone."""
+    values: dict[str, Any] = {
+        "max_new_tokens": settings.grid[0] * settings.grid[1],
+        "bos_token_id": settings.start_code,
+    }
+    if settings.vocab_size > settings.codebook_size:
+        values["suppress_tokens"] = list(range(settings.codebook_size, settings.vocab_size))
     return values
 
 
@@ -178,7 +182,7 @@ def _names(prior: GPT) -> Renaming:
 
 
 def _joined(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in the names of `_names` -> theirs: (D,D) three times becomes (D,3D)."""
+    """Weights in the names of `_names` -> GPT-2's: (D,D) three times becomes (D,3D)."""
     together: dict[str, list[Tensor]] = {}
     for name, part in parts.items():
         together.setdefault(_PART.sub(r"\1.\2", name), []).append(part)

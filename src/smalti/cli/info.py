@@ -70,7 +70,7 @@ def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, 
     from smalti.core.files import read_json
     from smalti.data.sources import holds_many, is_pattern
     from smalti.generation.generation_checkpoint import SUFFIX
-    from smalti.hub.pretrained import is_ours
+    from smalti.hub.pretrained import is_smalti_folder
 
     if is_pattern(path):
         return _images(path)
@@ -84,7 +84,7 @@ def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, 
         return {"pipeline": path, **_prefixed("tokenizer", path / "tokenizer"), **_prefixed("prior", path / "prior")}
     if (path / "config.yaml").is_file():
         return _run(path)
-    if (path / "config.json").is_file() and is_ours(path):
+    if (path / "config.json").is_file() and is_smalti_folder(path):
         return _model(path, read_json(path / "config.json"))
     foreign = find_foreign(path, grid=grid)
     if foreign is not None:

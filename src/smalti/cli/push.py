@@ -57,7 +57,7 @@ def push(
         save_models(read_models(model, grid=grid_option(grid)), folder)
         write_card(folder, name, sources)
         if card_only is None:
-            CONSOLE.print(f"{model} is at {hugging_face.pushed(folder, name, private=private)}", soft_wrap=True)
+            CONSOLE.print(f"{model} is at {hugging_face.upload(folder, name, private=private)}", soft_wrap=True)
             return
         with folder_written_atomically(card_only) as written:
             shutil.copytree(folder, written, dirs_exist_ok=True)
@@ -68,12 +68,12 @@ def _runs(model: Path) -> dict[str, Run]:
     """A run folder, or a folder of two -> runs by the kind of their model."""
     from smalti.core.settings import read_yaml
     from smalti.hub.model_cards import Run
-    from smalti.hub.pretrained import is_ours
+    from smalti.hub.pretrained import is_smalti_folder
     from smalti.training.run_folder import read_metrics
 
     runs = {}
     for kind, folder in (("tokenizer", model), ("tokenizer", model / "tokenizer"), ("prior", model / "prior")):
-        if (folder / "config.yaml").is_file() and is_ours(folder):
+        if (folder / "config.yaml").is_file() and is_smalti_folder(folder):
             config = read_yaml(folder / "config.yaml")
             image = max((folder / "images").glob("*.png"), default=None)
             runs[kind] = Run(config, read_metrics(folder), image)

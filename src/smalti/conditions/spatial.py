@@ -25,7 +25,7 @@ from smalti.core.settings import Positive, as_mapping, settings
 from smalti.images.edge_maps import edges
 from smalti.images.io import Array, read_image, to_array, to_tensor
 from smalti.images.large_planes import strip_of
-from smalti.images.resizing import MOST_COVERING, covered_middle, covering_size, is_excessive, resize
+from smalti.images.resizing import MAX_COVERING_PIXELS, covered_middle, covering_size, is_excessive, resize
 from smalti.tokenizer.tiled.any_size import MAX_UNTILED_PIXELS, tile_rows
 from smalti.tokenizer.tiled.tiled_layers import encode_tiled
 from smalti.tokenizer.vqgan import VQGAN
@@ -106,7 +106,7 @@ class SpatialCondition(Condition):
         resizes = grid is not None or scale > 1
         if grid is None:  # rounding may have shortened a side that just fits
             grid = (int(height * scale / factor + 1e-6), int(width * scale / factor + 1e-6))
-            if scale > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
+            if scale > 1 and grid[0] * grid[1] * factor**2 > MAX_COVERING_PIXELS:
                 raise SmaltiError(
                     f"the {self.key} is {height}x{width} pixels (height x width), and the smallest image of its shape "
                     f"has {grid[0]}x{grid[1]} codes; crop it, or ask for a size"

@@ -18,9 +18,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     """(B,..) of this process -> (world B,..) of all, in the order of ranks, without gradient."""
     if world() == 1:
         return tensor
-    mine = tensor.detach().contiguous()
-    gathered = [torch.empty_like(mine) for _ in range(world())]
-    distributed.all_gather(gathered, mine)
+    local = tensor.detach().contiguous()
+    gathered = [torch.empty_like(local) for _ in range(world())]
+    distributed.all_gather(gathered, local)
     return torch.cat(gathered)
 
 

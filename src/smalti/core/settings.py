@@ -62,9 +62,9 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise SmaltiError("; ".join(_sentence(cls, item, where) for item in _distinct(error.errors()))) from error
 
 
-_MOST_VALUES = 1_000_000
+_MAX_VALUES = 1_000_000
 """Values that a YAML file may stand for: with aliases of aliases a few lines stand for billions."""
-_MOST_DIGITS = 400
+_MAX_DIGITS = 400
 """Of a number; more than the largest float has, and few enough for Python to print."""
 
 
@@ -76,8 +76,8 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _values_below(node, {}) > _MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        if _values_below(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MAX_VALUES:,} values")
         return loader.construct_document(node)
     except yaml.YAMLError:
         raise
@@ -93,7 +93,7 @@ def _values_below(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node stands for, with each alias counted as all that it stands for; `known`: nodes by their
     `id`, 0 for those that are being counted."""
     if isinstance(node, yaml.ScalarNode):
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
             raise yaml.YAMLError(f"a number of {len(node.value):,} digits")
         return 1
     if id(node) not in known:

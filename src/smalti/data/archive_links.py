@@ -12,9 +12,9 @@ from smalti.core.errors import SmaltiError
 
 T = TypeVar("T")
 
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 """Links that lead to links; more are a circle."""
-_MOST_FILES = 5_000_000
+_MAX_FILES = 5_000_000
 """Files that the links of an archive may stand for: thousands of links to a folder of thousands are billions."""
 
 
@@ -39,7 +39,7 @@ class Links(Generic[T]):
 
     def end(self, path: str) -> str:
         """A path -> the same without links, also in place of its folders; "" where they lead in a circle."""
-        for _ in range(_MOST_LINKS):
+        for _ in range(_MAX_LINKS):
             parents = accumulate(path.split("/"), lambda above, part: f"{above}/{part}")
             link = next((above for above in parents if above in self._targets), None)
             if link is None:
@@ -51,13 +51,13 @@ class Links(Generic[T]):
         """A link -> the files it stands for, each with what follows the path of the link: "" for that of a file,
         "/1.png" for one in a folder. Nothing for a link to nothing, and for one to a folder that it is in.
 
-        Raises `SmaltiError` where all links together stand for more than `_MOST_FILES`.
+        Raises `SmaltiError` where all links together stand for more than `_MAX_FILES`.
         """
         for found in self._followed(path, entered=set()):
             self._followed_files += 1
-            if self._followed_files > _MOST_FILES:
+            if self._followed_files > _MAX_FILES:
                 raise SmaltiError(
-                    f"its links stand for more than {_MOST_FILES:,} files; write the archive without links"
+                    f"its links stand for more than {_MAX_FILES:,} files; write the archive without links"
                 )
             yield found
 

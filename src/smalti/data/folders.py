@@ -43,10 +43,10 @@ def files_below(root: Path, *, scenes: str) -> list[str]:
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         below, real = Path(folder).relative_to(root), os.path.realpath(folder)
         seen = entered.setdefault(below.parts[0] if below.parts else "", {top})
-        what = written_here(Path(folder)) if below.parts else ""
-        if what:
-            logger.warning("%s is left out: it is %s of smalti, and no folder of images", folder, what)
-        if what or real in seen:
+        kind = smalti_output_kind(Path(folder)) if below.parts else ""
+        if kind:
+            logger.warning("%s is left out: it is %s of smalti, and no folder of images", folder, kind)
+        if kind or real in seen:
             folders.clear()
             continue
         seen.add(real)
@@ -57,22 +57,22 @@ def files_below(root: Path, *, scenes: str) -> list[str]:
     return found
 
 
-def written_here(folder: Path) -> str:
+def smalti_output_kind(folder: Path) -> str:
     """A folder -> which of smalti's results it is, "" for any other folder."""
-    if (folder / "codes.json").is_file() and _is_ours(folder / "codes.json", "fingerprint"):
+    if (folder / "codes.json").is_file() and _json_has_key(folder / "codes.json", "fingerprint"):
         return "the codes"
-    if (folder / "fit.json").is_file() and _is_ours(folder / "fit.json", "smalti"):
+    if (folder / "fit.json").is_file() and _json_has_key(folder / "fit.json", "smalti"):
         return "a generator"
-    if (folder / "experiment.json").is_file() and _is_ours(folder / "experiment.json", "smalti"):
+    if (folder / "experiment.json").is_file() and _json_has_key(folder / "experiment.json", "smalti"):
         return "an experiment"
     if (folder / "config.yaml").is_file() and _has_version(folder / "config.yaml"):
         return "a run"
-    if (folder / "config.json").is_file() and _is_ours(folder / "config.json", "smalti"):
+    if (folder / "config.json").is_file() and _json_has_key(folder / "config.json", "smalti"):
         return "a model"
     return ""
 
 
-def _is_ours(file: Path, key: str) -> bool:
+def _json_has_key(file: Path, key: str) -> bool:
     try:
         content = read_json(file)
     except SmaltiError:

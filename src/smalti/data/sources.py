@@ -29,8 +29,8 @@ from smalti.data.folders import (
     file_length,
     files_below,
     no_images,
+    smalti_output_kind,
     warn_of_generated,
-    written_here,
 )
 from smalti.data.image_entries import ImageEntry, key_below, label_of, labeled_entries, listed_entries
 from smalti.data.image_tables import ImageTable, download_table, holds_tables, is_hub_name, open_table
@@ -312,10 +312,10 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
                 f"{path} holds scenes, whose label maps, depths and edges are not images; for their {file_type.files} "
                 f"give {path / OF_SCENES.get(file_type.name, 'images')}"
             )
-        what = written_here(path)
-        if what:
+        kind = smalti_output_kind(path)
+        if kind:
             raise SmaltiError(
-                f"{path} is {what} of smalti, and no folder of {file_type.files}; give the folder they are in"
+                f"{path} is {kind} of smalti, and no folder of {file_type.files}; give the folder they are in"
             )
         files = files_below(path, scenes=OF_SCENES.get(file_type.name, "images"))
         tars = sorted(name for name in files if name.lower().endswith(".tar"))

@@ -28,7 +28,7 @@ logger = logging.getLogger("smalti")
 
 OPEN = 64
 """Shards that a process keeps open at once."""
-_MOST = 100_000  # shards that a pattern may name
+_MAX_SHARDS = 100_000  # shards that a pattern may name
 _CHUNK = 2**16  # a multiple of the size of a block
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -67,7 +67,7 @@ def expanded(pattern: str) -> list[str]:
         parts.append(_choices(text) if index % 2 else [text])
         if not index % 2 and ("{" in text or "}" in text):
             raise SmaltiError(f"the braces of {pattern} do not match; write them as in shards-{{000..009}}.tar")
-    return ["".join(names) for names in itertools.islice(itertools.product(*parts), _MOST)]
+    return ["".join(names) for names in itertools.islice(itertools.product(*parts), _MAX_SHARDS)]
 
 
 def _choices(text: str) -> list[str]:
@@ -77,8 +77,8 @@ def _choices(text: str) -> list[str]:
     first, last = int(span[1]), int(span[2])
     padded = any(end.startswith("0") and len(end) > 1 for end in span.groups())
     width = max(len(span[1]), len(span[2])) if padded else 0
-    if abs(last - first) >= _MOST:
-        raise SmaltiError(f"{{{text}}} names {abs(last - first) + 1:,} shards, and {_MOST:,} are the most")
+    if abs(last - first) >= _MAX_SHARDS:
+        raise SmaltiError(f"{{{text}}} names {abs(last - first) + 1:,} shards, and {_MAX_SHARDS:,} are the most")
     return [
         f"{number:0{width}d}"
         for number in range(first, last + (1 if last >= first else -1), 1 if last >= first else -1)

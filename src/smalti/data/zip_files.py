@@ -15,9 +15,9 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import open_file
 from smalti.data.archive_links import Links, plain, target_of
 
-MOST_BYTES = 2**30
+MAX_BYTES = 2**30
 """Of a member; a few kilobytes of zeros unpack to gigabytes, and the largest images that are read have half of this."""
-_LONGEST_PATH = 4096
+_MAX_PATH_BYTES = 4096
 """Bytes of the path in a link, as Linux has them."""
 _UTF8 = 0x800
 """The flag of a member whose name is in UTF-8."""
@@ -48,7 +48,7 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
             targets = {
                 name: read_member(archive, member).decode("utf-8", "replace")
                 for name, member in members.items()
-                if _is_link(member) and not member.flag_bits & 1 and member.file_size <= _LONGEST_PATH
+                if _is_link(member) and not member.flag_bits & 1 and member.file_size <= _MAX_PATH_BYTES
             }
     except SmaltiError:
         raise
@@ -58,9 +58,9 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
 
 
 def read_member(archive: ZipFile, member: ZipInfo) -> bytes:
-    """A member -> its bytes. Raises `ValueError` for more than `MOST_BYTES`, and what `zipfile` raises for damage."""
-    if member.file_size > MOST_BYTES:  # `zipfile` gives no more than this number says
-        raise ValueError(f"it has {member.file_size:,} bytes, and {MOST_BYTES:,} are the most that is read")
+    """A member -> its bytes. Raises `ValueError` for more than `MAX_BYTES`, and what `zipfile` raises for damage."""
+    if member.file_size > MAX_BYTES:  # `zipfile` gives no more than this number says
+        raise ValueError(f"it has {member.file_size:,} bytes, and {MAX_BYTES:,} are the most that is read")
     return archive.read(member)
 
 

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 LEVELS = 1024
 """Codes between the first and the last pixel of an image, as in the original's coordinates."""
-MOST_OBJECTS, MOST_FIGURES = 30, 4
+MAX_OBJECTS, MAX_FIGURES = 30, 4
 """What a layout, and an image of figures, have room for at most, by default."""
 PLACES = 1025
 """Codes of a condition with places: 32 x 32 of them, and one for none."""
@@ -211,7 +211,7 @@ class _Objects(Annotator):
                 raise SmaltiError(f"the condition layout: unknown key {name!r}; {suggestion(name, known)}")
         self.annotated = only(annotated, classes=kept.classes or annotated.classes, smallest=kept.smallest)
         classes = self.annotated.classes
-        most = min(max((len(listed) for listed in self.annotated.images.values()), default=1), MOST_OBJECTS)
+        most = min(max((len(listed) for listed in self.annotated.images.values()), default=1), MAX_OBJECTS)
         sure = {"max_objects": max(most, 1), "codebook_size": max(PLACES, 16 * len(classes) + 2), "drawn": grid}
         others = {name: value for name, value in options.items() if name not in chosen}
         settings = parse(LayoutSettings, {**sure, **others, "classes": classes}, where="the condition layout")
@@ -245,7 +245,7 @@ class _Figures(Annotator):
         figures = (
             sum(bool(annotation.keypoints) for annotation in listed) for listed in self.annotated.images.values()
         )
-        most = min(max(figures, default=1), MOST_FIGURES)
+        most = min(max(figures, default=1), MAX_FIGURES)
         values = {
             "max_figures": max(most, 1),
             "codebook_size": PLACES,
@@ -338,18 +338,18 @@ class _Captions(Annotator):
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         self._options = parse(TextOptions, options, where="the condition text")
         self._captions = read_captions(images.source, data)
-        mine = [caption for captions in self._of(images) for caption in captions]
-        vocabulary = train_vocabulary(mine, max_size=self._options.vocabulary)
+        all_captions = [caption for captions in self._of(images) for caption in captions]
+        vocabulary = train_vocabulary(all_captions, max_size=self._options.vocabulary)
         self.condition = text_condition(vocabulary, length=self._options.length)
         self.fingerprint = values_fingerprint([as_mapping(self.condition.settings), self._options.swap_sides])
-        counts = [len(self.condition.pieces(caption)) for caption in mine]
+        counts = [len(self.condition.pieces(caption)) for caption in all_captions]
         cut = sum(count > self._options.length for count in counts)
         if cut:
             logger.warning(
                 "%s of %s captions have more than %s codes, up to %s, and are cut; --condition-set text.length=%s "
                 "keeps all",
                 f"{cut:,}",
-                f"{len(mine):,}",
+                f"{len(all_captions):,}",
                 self._options.length,
                 f"{max(counts):,}",
                 max(counts),

@@ -63,7 +63,7 @@ class _CodeBatch(NamedTuple):
     """(B,C,H,W) in [-1,1], where there are images"""
 
 
-class _Data:
+class _EncodedData:
     """Images that are encoded in batches, or the held-out codes of code shards."""
 
     def __init__(self, pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol, *, batch: int) -> None:
@@ -170,13 +170,15 @@ def measure_prior(
     """
     pipeline = pipeline.to(device)
     _check(pipeline, data, protocol)
-    given = _Data(pipeline, data, protocol, batch=batch)
-    who = load_networks((), protocol.features if protocol.samples else None, missing=protocol.missing, device=device)
-    counter = Counter(progress, len(given) + protocol.samples)
-    use, values = CodeUse(pipeline.tokenizer.size), ImageValues(len(given))
+    encoded = _EncodedData(pipeline, data, protocol, batch=batch)
+    networks = load_networks(
+        (), protocol.features if protocol.samples else None, missing=protocol.missing, device=device
+    )
+    counter = Counter(progress, len(encoded) + protocol.samples)
+    use, values = CodeUse(pipeline.tokenizer.size), ImageValues(len(encoded))
     total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
-    reference = _accumulator(who, protocol, len(given), score=False, device=device)
-    for coded in given.batches():
+    reference = _accumulator(networks, protocol, len(encoded), score=False, device=device)
+    for coded in encoded.batches():
         indices, codes = coded.indices, coded.codes
         found = _nll(pipeline, coded)  # (B,h,w)
         use.add(codes)
@@ -185,11 +187,11 @@ def measure_prior(
         if reference is not None and coded.images is not None:
             reference.update(coded.images, indices)
         counter.add(len(indices))
-    counter.add(0 if given.prepared is None else len(given.prepared.left_out))
+    counter.add(0 if encoded.prepared is None else len(encoded.prepared.left_out))
     measured = int((~values.columns["nats_per_code"].isnan()).sum())
-    examples = _examples(pipeline, given, values, protocol)
+    examples = _examples(pipeline, encoded, values, protocol)
     values.columns["bits_per_pixel"] = _bits_per_pixel(pipeline, values.columns["nats_per_code"])
-    scored, shown = _sampled(pipeline, given, reference, who, protocol, counter, batch=batch)
+    scored, shown = _sampled(pipeline, encoded, reference, networks, protocol, counter, batch=batch)
     scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
     return Measured(
         kind="prior",
@@ -197,19 +199,19 @@ def measure_prior(
         deviations=scored.deviations,
         definitions={**{name: DEFINITIONS[name] for name in scores if name in DEFINITIONS}, **scored.definitions},
         protocol=as_mapping(protocol),
-        networks=fingerprints(who),
-        data=given.described(),
+        networks=fingerprints(networks),
+        data=encoded.described(),
         model={
             "tokenizer": pipeline.tokenizer.fingerprint(),
             "prior": weights_fingerprint(pipeline.prior.state_dict()),
         },
         notes=(
-            *who.notes,
-            *(() if given.prepared is None else given.prepared.notes()),
+            *networks.notes,
+            *(() if encoded.prepared is None else encoded.prepared.notes()),
             *sparse_codebook_note(use),
             *scored.notes,
         ),
-        names=tuple(given.name(index) for index in range(len(given))),
+        names=tuple(encoded.name(index) for index in range(len(encoded))),
         values=values.columns,
         counts=use.counts,
         examples=(*examples, *shown),
@@ -265,8 +267,8 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
     with TemporaryDirectory() as folder:
         same = condition.save(Path(folder)) == kept.condition
     if same:
-        theirs = build_condition(kept.condition, shards.path).networks
-        same = [weights_fingerprint(each.state_dict()) for each in theirs] == [
+        shard_networks = build_condition(kept.condition, shards.path).networks
+        same = [weights_fingerprint(each.state_dict()) for each in shard_networks] == [
             weights_fingerprint(each.state_dict()) for each in condition.networks
         ]
     if not same:
@@ -292,18 +294,18 @@ def _likelihood(pipeline: Pipeline, nats: Tensor, use: CodeUse) -> dict[str, flo
 
 
 def _accumulator(
-    who: PretrainedNetworks, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
+    networks: PretrainedNetworks, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
 ) -> StatisticsAccumulator | None:
-    if who.network is None or protocol.features is None:
+    if networks.network is None or protocol.features is None:
         return None
-    return StatisticsAccumulator(who.network, protocol.features, total=total, score=score, device=device)
+    return StatisticsAccumulator(networks.network, protocol.features, total=total, score=score, device=device)
 
 
 def _sampled(
     pipeline: Pipeline,
-    data: _Data,
+    data: _EncodedData,
     reference: StatisticsAccumulator | None,
-    who: PretrainedNetworks,
+    networks: PretrainedNetworks,
     protocol: PriorProtocol,
     counter: Counter,
     *,
@@ -312,31 +314,36 @@ def _sampled(
     """Generate images with the labels of the data -> their scores against it, and the first of them."""
     count = protocol.samples
     shown: list[ExampleImage] = []
-    accumulator = _accumulator(who, protocol, count, score=True, device=pipeline.device)
+    accumulator = _accumulator(networks, protocol, count, score=True, device=pipeline.device)
     if accumulator is None or reference is None or protocol.features is None:
         return Scores({}, {}, {}, []), ()
     labels = [data.label(index * len(data) // count) for index in range(count)]
     conditions = _condition_values(pipeline.condition, labels)
     for first in range(0, count, batch):
-        some = conditions[first : first + batch]
-        known, seeds = unknown_codes(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
-        request = pipeline.request_for(some, known, seeds=seeds, sampler=protocol.sampler)
+        values = conditions[first : first + batch]
+        known, seeds = (
+            unknown_codes(len(values), pipeline.prior.grid),
+            pipeline.seeds(protocol.seed + first, len(values)),
+        )
+        request = pipeline.request_for(values, known, seeds=seeds, sampler=protocol.sampler)
         codes = final_codes(generate(pipeline.prior, request))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
-        indices = torch.arange(first, first + len(some))
+        indices = torch.arange(first, first + len(values))
         accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), indices)
         for index, each in zip(indices.tolist(), pixels, strict=True):
             if len(shown) < SHOWN_SAMPLES:
                 name = f"seed {protocol.seed + index}" + (f", {labels[index]}" if conditions[index] is not None else "")
                 shown.append(ExampleImage("sample", name, {}, each, each))
-        counter.add(len(some))
-    ours, theirs = accumulator.statistics(), reference.statistics()
-    scored = score_sets(ours, theirs, protocol=protocol.features, network=accumulator.network, score=accumulator.score)
+        counter.add(len(values))
+    generated, real = accumulator.statistics(), reference.statistics()
+    scored = score_sets(
+        generated, real, protocol=protocol.features, network=accumulator.network, score=accumulator.score
+    )
     return scored, tuple(shown)
 
 
 def _examples(
-    pipeline: Pipeline, data: _Data, values: ImageValues, protocol: PriorProtocol
+    pipeline: Pipeline, data: _EncodedData, values: ImageValues, protocol: PriorProtocol
 ) -> tuple[ExampleImage, ...]:
     """The least, the median and the most likely images, and their codes decoded."""
     shown = []

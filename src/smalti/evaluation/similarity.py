@@ -20,7 +20,7 @@ K1, K2 = 0.01, 0.03
 LEVELS = 255.0
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of MS-SSIM, from the finest scale to the coarsest: section 4 of its paper, found there by asking people."""
-SMALLEST = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
+MIN_SIDE = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
 """The least height and width, in pixels, of which the coarsest scale still holds one window."""
 
 
@@ -49,7 +49,7 @@ def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
 
     Raises `SmaltiError` for batches of unequal shapes, and for images under 161 pixels either way.
     """
-    _check(images, others, smallest=SMALLEST, name="MS-SSIM", hint="compare larger ones, or use SSIM")
+    _check(images, others, smallest=MIN_SIDE, name="MS-SSIM", hint="compare larger ones, or use SSIM")
     a, b = _precise(images), _precise(others)
     result = torch.ones_like(a[:, :, 0, 0])  # (B,C)
     for weight in SCALE_WEIGHTS[:-1]:

@@ -32,12 +32,12 @@ from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import TokenizerProtocol
 from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
-from smalti.evaluation.similarity import SMALLEST, WINDOW, ms_ssim, ssim
+from smalti.evaluation.similarity import MIN_SIDE, WINDOW, ms_ssim, ssim
 from smalti.images.io import to_array, to_tensor
 from smalti.losses.perceptual import Perceptual
 from smalti.tokenizer.vqgan import VQGAN
 
-SIMILARITIES = {"psnr": (psnr, 1), "ssim": (ssim, WINDOW), "ms_ssim": (ms_ssim, SMALLEST)}
+SIMILARITIES = {"psnr": (psnr, 1), "ssim": (ssim, WINDOW), "ms_ssim": (ms_ssim, MIN_SIDE)}
 """Names in a protocol -> the measure, and the least height and width it is defined for."""
 
 
@@ -46,7 +46,7 @@ class _Reconstructions(NamedTuple):
 
     images: Tensor
     """(B,C,H,W) in [-1,1], on 8-bit levels"""
-    back: Tensor
+    reconstructions: Tensor
     """(B,C,H,W)"""
     codes: Tensor
     """(B,h,w)"""
@@ -56,10 +56,10 @@ class _Reconstructions(NamedTuple):
 def _reconstruct(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Reconstructions:
     """Images (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
     device = next(tokenizer.parameters()).device
-    given = to_tensor(pixels)
-    back, quantized = tokenizer(given.to(device))
-    images = given if pixels.dtype == np.uint8 else to_tensor(to_array(given))
-    rounded = to_tensor(to_array(back, rounding=protocol.rounding))
+    originals = to_tensor(pixels)
+    reconstructions, quantized = tokenizer(originals.to(device))
+    images = originals if pixels.dtype == np.uint8 else to_tensor(to_array(originals))
+    rounded = to_tensor(to_array(reconstructions, rounding=protocol.rounding))
     return _Reconstructions(images.to(device), rounded.to(device), quantized.codes)
 
 
@@ -81,26 +81,26 @@ def measure_tokenizer(
     if channels not in (1, 3):
         raise SmaltiError(f"this tokenizer takes {channels} channels; evaluation supports 1 or 3")
     prepared = PreparedImages(source, protocol.images, channels=channels, tile=tokenizer.factor)
-    who = load_networks(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
+    networks = load_networks(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
     tokenizer = tokenizer.to(device).eval()
     counter, use, values = Counter(progress, len(prepared)), CodeUse(tokenizer.size), ImageValues(len(prepared))
     sets: list[StatisticsAccumulator] = []
     spectra, period = (PowerSpectrum(), PowerSpectrum()), _hatch_period(tokenizer)
-    if who.network is not None and protocol.features is not None:
-        network, features = who.network, protocol.features
+    if networks.network is not None and protocol.features is not None:
+        network, features = networks.network, protocol.features
         sets = [
             StatisticsAccumulator(network, features, total=len(prepared), score=score, device=device)
             for score in (True, False)
         ]
     for indices, pixels in prepared.batches(batch):
-        images, back, codes = _reconstruct(tokenizer, pixels, protocol)
+        images, reconstructions, codes = _reconstruct(tokenizer, pixels, protocol)
         use.add(codes)
         if is_measurable((images.shape[2], images.shape[3]), period=period):
-            for spectrum, set_images in zip(spectra, (back, images), strict=True):
+            for spectrum, set_images in zip(spectra, (reconstructions, images), strict=True):
                 spectrum.update(set_images)
-        for name, found in _similarities(images, back, protocol, who.lpips).items():
+        for name, found in _similarities(images, reconstructions, protocol, networks.lpips).items():
             values.put(name, indices, found)
-        for accumulator, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
+        for accumulator, set_images in zip(sets, (reconstructions, images)[: len(sets)], strict=True):
             accumulator.update(set_images, indices)
         counter.add(len(indices))
     counter.add(len(prepared.left_out))
@@ -118,13 +118,13 @@ def measure_tokenizer(
         deviations=scored.deviations,
         definitions={**{name: DEFINITIONS[name] for name in scores if name in DEFINITIONS}, **scored.definitions},
         protocol=as_mapping(protocol),
-        networks=fingerprints(who),
+        networks=fingerprints(networks),
         data=prepared.described(),
         model={"tokenizer": tokenizer.fingerprint(), "codes": tokenizer.size, "factor": tokenizer.factor},
         notes=(
-            *who.notes,
+            *networks.notes,
             *prepared.notes(),
-            *_gaps(values, prepared, protocol, who),
+            *_gaps(values, prepared, protocol, networks),
             *sparse_codebook_note(use),
             *scored.notes,
         ),
@@ -136,7 +136,7 @@ def measure_tokenizer(
 
 
 def _similarities(
-    images: Tensor, back: Tensor, protocol: TokenizerProtocol, lpips: dict[str, Perceptual]
+    images: Tensor, reconstructions: Tensor, protocol: TokenizerProtocol, lpips: dict[str, Perceptual]
 ) -> dict[str, Tensor]:
     """A batch and its reconstructions -> the values (B,) of each measure that is defined for their size."""
     least = min(images.shape[2:])
@@ -144,11 +144,11 @@ def _similarities(
     for name in protocol.similarity:
         measure, smallest = SIMILARITIES[name]
         if least >= smallest:
-            found[name] = measure(back, images)
+            found[name] = measure(reconstructions, images)
     for backbone, network in lpips.items():
         if least >= network.backbone.smallest:
             with torch.no_grad():
-                found[f"lpips_{backbone}"] = network(images, back)
+                found[f"lpips_{backbone}"] = network(images, reconstructions)
     return found
 
 
@@ -158,23 +158,23 @@ def _hatch_period(tokenizer: VQGAN) -> int:
     return autoencoder.patch_size if autoencoder.patch_size > 1 else autoencoder.factor
 
 
-def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[str, float]:
+def _hatch(reconstructions: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[str, float]:
     """Spectra of reconstructions and originals -> the score, where any were large enough for one."""
     if not images.count:
         return {}
-    return {"hatch": hatch(back.mean(), period=period) / hatch(images.mean(), period=period)}
+    return {"hatch": hatch(reconstructions.mean(), period=period) / hatch(images.mean(), period=period)}
 
 
 def _gaps(
-    values: ImageValues, prepared: PreparedImages, protocol: TokenizerProtocol, who: PretrainedNetworks
+    values: ImageValues, prepared: PreparedImages, protocol: TokenizerProtocol, networks: PretrainedNetworks
 ) -> list[str]:
     """Notes on measures that are not defined for some or all of the images."""
-    requested = [*protocol.similarity, *(f"lpips_{name}" for name in who.lpips)]
+    requested = [*protocol.similarity, *(f"lpips_{name}" for name in networks.lpips)]
     found = []
     for name in requested:
         count = 0 if name not in values.columns else int((~values.columns[name].isnan()).sum())
         smallest = (
-            SIMILARITIES[name][1] if name in SIMILARITIES else who.lpips[name.partition("_")[2]].backbone.smallest
+            SIMILARITIES[name][1] if name in SIMILARITIES else networks.lpips[name.partition("_")[2]].backbone.smallest
         )
         if count < prepared.measured and min(min(size) for size in prepared.sizes) < smallest:
             which = f"measured on {count} of {prepared.measured} images" if count else "left out"
@@ -186,15 +186,15 @@ def _score_sets(sets: list[StatisticsAccumulator], protocol: TokenizerProtocol) 
     """The reconstructions against the originals of the same images, in names of their own: `rfid` is such an FID."""
     if not sets or protocol.features is None:
         return Scores({}, {}, {}, [])
-    ours, reference = sets
-    if int(ours.pool.count) < 2:
+    reconstructed, reference = sets
+    if int(reconstructed.pool.count) < 2:
         return Scores({}, {}, {}, ["the scores of sets are left out: a single image is not a set"])
     return score_sets(
-        ours.statistics(),
+        reconstructed.statistics(),
         reference.statistics(),
         protocol=protocol.features,
-        network=ours.network,
-        score=ours.score,
+        network=reconstructed.network,
+        score=reconstructed.score,
         named=lambda name: "rfid" if name == "fid" else f"reconstruction_{name}",
     )
 
@@ -212,7 +212,7 @@ def _examples(
     column, lower = values.columns[ranking_metric], ranking_metric.startswith("lpips")
     shown = []
     for rank, index in ranked(column, count=protocol.examples, lower_is_better=lower):
-        images, back, _ = _reconstruct(tokenizer, prepared.read(index)[None], protocol)
+        images, reconstructions, _ = _reconstruct(tokenizer, prepared.read(index)[None], protocol)
         name = prepared.images[index].key
-        shown.append(ExampleImage(rank, name, values.at(index), to_array(images[0]), to_array(back[0])))
+        shown.append(ExampleImage(rank, name, values.at(index), to_array(images[0]), to_array(reconstructions[0])))
     return tuple(shown)

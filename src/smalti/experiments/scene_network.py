@@ -88,12 +88,12 @@ def train_scene_network(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps + 1)
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
-        some = known.at(torch.randint(len(known.images), (BATCH,), generator=generator))
-        verdict = model(some.images)
+        batch = known.at(torch.randint(len(known.images), (BATCH,), generator=generator))
+        prediction = model(batch.images)
         loss = (
-            F.cross_entropy(verdict.labels, some.labels)
-            + F.l1_loss(verdict.depths, some.depths)
-            + 0.3 * F.cross_entropy(verdict.classes, some.classes)
+            F.cross_entropy(prediction.labels, batch.labels)
+            + F.l1_loss(prediction.depths, batch.depths)
+            + 0.3 * F.cross_entropy(prediction.classes, batch.classes)
         )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -27,15 +27,15 @@ RESULTS_SHARE = 0.04
 """Share of the time for samples and the page."""
 ENCODING_COST = 0.15
 """The time to encode a crop, as a share of a training step's time for it."""
-MOST_ENCODING = 0.15
+MAX_ENCODING_SHARE = 0.15
 """Share of the time that encoding takes at most; there are fewer crops of each image where it would take more."""
-LARGEST_ENCODING = 0.4
+REFUSED_ENCODING_SHARE = 0.4
 """A time of which encoding each image once takes a larger share is too short."""
-FEWEST_STEPS = 20
+MIN_STEPS = 20
 """A training of fewer steps teaches nothing."""
 REPORTS, CHECKPOINTS = 50, 12
 """A training whose length the time decides reports and saves its state so often, ..."""
-MOST_VALIDATIONS, VALIDATION_COST = 8, 0.5
+MAX_VALIDATIONS, VALIDATION_COST = 8, 0.5
 """... and looks at held-out images at most so often, and at no more of them in all than this share
 of those it trains on."""
 CONDITION_CODES = 1024
@@ -157,15 +157,15 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
     lengths = {name: training.run.images for name, training in plan.tokenizers().items()}
     lengths["prior"] = plan.prior.run.codes
     if seconds is not None:
-        copies = max(min(copies, math.floor(MOST_ENCODING * seconds / (per_crop * images))), 1)
+        copies = max(min(copies, math.floor(MAX_ENCODING_SHARE * seconds / (per_crop * images))), 1)
         for name, training in plan.tokenizers().items():
             share = TIME_SHARES["tokenizer" if name == "tokenizer" else "map"]
             lengths[name] = _whole_batches(share * seconds / paces.tokenizers[name], training.run.batch)
     codes = per_crop * images * copies
-    if seconds is not None and codes > LARGEST_ENCODING * seconds:
+    if seconds is not None and codes > REFUSED_ENCODING_SHARE * seconds:
         raise SmaltiError(
             f"--time: to encode {images:,} images takes about {codes / 60:.0f} minutes of {seconds / 60:.0f} on this "
-            f"machine; give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
+            f"machine; give {math.ceil(codes / REFUSED_ENCODING_SHARE / 60)} minutes or more, or fewer images"
         )
     estimates = {name: lengths[name] * pace for name, pace in paces.tokenizers.items()}
     estimates["codes"] = codes
@@ -202,8 +202,8 @@ def _check_long_enough(plan: Plan, lengths: Mapping[str, int], seconds: float) -
         "prior": lengths["prior"] / (plan.prior.run.batch * images_codes(plan)),
     }
     for name, count in steps.items():
-        if count < FEWEST_STEPS:
-            needed = math.ceil(seconds * FEWEST_STEPS / count / 60)
+        if count < MIN_STEPS:
+            needed = math.ceil(seconds * MIN_STEPS / count / 60)
             raise SmaltiError(
                 f"--time: in {seconds:.0f} seconds this machine makes {count:.0f} step{'s' * (count != 1)} of the "
                 f"{name}, which teach nothing; give {needed} minutes or more, or a smaller recipe"
@@ -233,7 +233,7 @@ def _tokenizer_of_length(training: TokenizerTraining, length: int, images: int) 
 
 def _validations(seen: float, held_out: float) -> int:
     """Images that a training sees, and those it looks at in a validation -> how often it validates."""
-    return max(min(math.floor(VALIDATION_COST * seen / max(held_out, 1)), MOST_VALIDATIONS), 1)
+    return max(min(math.floor(VALIDATION_COST * seen / max(held_out, 1)), MAX_VALIDATIONS), 1)
 
 
 def _of_length(training: T, length: int, *, validations: int) -> T:

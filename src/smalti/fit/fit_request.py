@@ -95,7 +95,9 @@ class StateFile:
         if self.folder.exists() and not self.folder.is_dir():
             raise SmaltiError(f"{self.folder} is a file; name a folder with --out")
         if not self.path.is_file():
-            if self.folder.is_dir() and any(not self._is_ours(entry.name, request) for entry in self.folder.iterdir()):
+            if self.folder.is_dir() and any(
+                not self._is_fit_output(entry.name, request) for entry in self.folder.iterdir()
+            ):
                 raise SmaltiError(f"{self.folder} is not empty and holds no {FILE}; choose another --out")
             return None
         content = read_json(self.path)
@@ -114,7 +116,7 @@ class StateFile:
         return state
 
     @staticmethod
-    def _is_ours(name: str, request: FitRequest) -> bool:
+    def _is_fit_output(name: str, request: FitRequest) -> bool:
         return name.startswith(f".{FILE}") or (name == STREAMED and request.stream > 0)
 
     def write(self, state: FitState) -> FitState:

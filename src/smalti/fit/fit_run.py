@@ -57,7 +57,7 @@ from smalti.training.runs import condition_of, encode_images, train_prior, train
 
 PACE_SECONDS = 2.0
 """The pace of each training is measured for about so long, for an estimate; with a time for all of it ..."""
-PACE_SHARE, MOST_PACE_SECONDS = 0.01, 20.0
+PACE_SHARE, MAX_PACE_SECONDS = 0.01, 20.0
 """... for this share of the time, and at most for so long."""
 
 
@@ -185,7 +185,7 @@ class _Fit:
 
     def _pace_seconds(self) -> float:
         """How long each pace is measured."""
-        return PACE_SECONDS if self.seconds is None else min(PACE_SHARE * self.seconds, MOST_PACE_SECONDS)
+        return PACE_SECONDS if self.seconds is None else min(PACE_SHARE * self.seconds, MAX_PACE_SECONDS)
 
     def _train_tokenizer(self, name: str, data: Path, out: Path, settings: TokenizerTraining) -> None:
         if self._is_done(name, out / "model" / "config.json"):

@@ -34,7 +34,7 @@ IMAGE_FOLDERS = ("images", "JPEGImages")
 """Names of the folder of the images, where a folder holds it and what belongs to it."""
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test"))
 """Names of subfolders that are parts of a data set, and no classes."""
-MOST_LABELS = 256
+MAX_LABELS = 256
 UNLABELED = 255
 DEPTHS_READ = 64
 """So many depth maps, evenly spread, are read to see that they can be; of label maps all, for their numbers."""
@@ -189,9 +189,9 @@ def _segmentation(
     about = f"{found.about} with the labels 0 to {top}" + f", and {UNLABELED} for none" * missing
     if channels < 2:
         raise SmaltiError(f"all pixels of the label maps in {files.path} have the label {top}")
-    if channels > MOST_LABELS:
+    if channels > MAX_LABELS:
         raise SmaltiError(
-            f"the label maps in {files.path} have labels up to {top}, and {MOST_LABELS} are supported here"
+            f"the label maps in {files.path} have labels up to {top}, and {MAX_LABELS} are supported here"
         )
     return FoundCondition(
         name=found.name,

@@ -25,7 +25,7 @@ from smalti.images.io import DamagedImage
 Size: TypeAlias = tuple[int, int]
 """(H, W) in pixels."""
 
-MOST_DECODED = 5000
+MAX_DECODED = 5000
 """Of a larger data set so many images, evenly spread, are decoded to find damaged ones and their sizes."""
 LISTED = 5
 """So many names of damaged or duplicate files are kept."""
@@ -79,7 +79,7 @@ def inspect_images(source: Source, *, size: Size, channels: int, progress: Calla
             f"{source.path} holds a single image, {source.images[0].key}; training needs two or more, and several "
             "hundred to be of use"
         )
-    chosen = [source.images[index] for index in evenly_spaced(len(source.images), MOST_DECODED)]
+    chosen = [source.images[index] for index in evenly_spaced(len(source.images), MAX_DECODED)]
     decoded = _decode(source, chosen, channels, progress)
     damaged = decoded.damaged
     if too_many_damaged(len(damaged), of=len(chosen)):

@@ -24,7 +24,7 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def fetched(name: str) -> Path:
+def download(name: str) -> Path:
     """A repository's name -> the folder on this machine with its models, downloaded where the cache does not have it.
 
     Raises `SmaltiError` if it cannot be downloaded, with the Hub's reason.
@@ -40,7 +40,7 @@ def fetched(name: str) -> Path:
         ) from error
 
 
-def pushed(folder: Path, name: str, *, private: bool) -> str:
+def upload(folder: Path, name: str, *, private: bool) -> str:
     """Send all files of `folder` to the repository `name`, which is made if there is none -> its address.
 
     What an earlier model left there is removed in the same commit: a half-new model is never to be seen. `private`

@@ -19,7 +19,7 @@ import yaml
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_text
-from smalti.hub.hugging_face import pushed
+from smalti.hub.hugging_face import upload
 
 CARD, IMAGES = "README.md", "images"
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -53,7 +53,7 @@ def publish(folder: Path, name: str, sources: Sources, *, private: bool) -> str:
     """Write the card of the models in `folder` beside them, and send all -> the repository's address. Errors as
     both."""
     write_card(folder, name, sources)
-    return pushed(folder, name, private=private)
+    return upload(folder, name, private=private)
 
 
 def write_card(folder: Path, name: str, sources: Sources) -> None:

@@ -72,7 +72,7 @@ def find_model(name: str | Path, *, kind: str) -> Saved:
 
     Raises `SmaltiError` when there is nothing, when it is another program's folder, or a model of another kind.
     """
-    path = here(name)
+    path = resolve_model_path(name)
     folder = locate(path / kind if (path / kind).is_dir() and not (path / CONFIG).is_file() else path)
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("smalti"), int) or "kind" not in config:
@@ -90,7 +90,7 @@ def find_model(name: str | Path, *, kind: str) -> Saved:
 
 def locate(name: str | Path) -> Path:
     """A model folder, a run folder or a Hub id -> the folder on this machine that holds `config.json`."""
-    path = here(name)
+    path = resolve_model_path(name)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
@@ -101,7 +101,7 @@ def locate(name: str | Path) -> Path:
     raise SmaltiError(f"there is no model folder {path}{convert}")
 
 
-def here(name: str | Path) -> Path:
+def resolve_model_path(name: str | Path) -> Path:
     """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of
     that model.
 
@@ -117,10 +117,10 @@ def here(name: str | Path) -> Path:
             f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not queried"
         )
         raise SmaltiError(f"there is no folder {path}; {hint}")
-    return hugging_face.fetched(str(name))
+    return hugging_face.download(str(name))
 
 
-def is_ours(path: Path) -> bool:
+def is_smalti_folder(path: Path) -> bool:
     """Whether there is a model folder of ours at `path`, or a run folder of ours, with a model in it or none yet."""
     for config in (path / CONFIG, path / "model" / CONFIG):
         if config.is_file():

@@ -16,13 +16,13 @@ SHARES: Size = (1.0, 1.0)
 """The size of an image that makes fractions of the numbers."""
 
 _BEYOND = 0.01  # a fraction of the image; by so much rounding may carry a box beyond it
-_LARGEST = 1e9  # of numbers in files; more is not a position and no size
+_MAX_NUMBER = 1e9  # of numbers in files; more is not a position and no size
 _FARTHEST = 10.0  # images; a keypoint may be cut off with its object, but is never so far outside
 
 
 def is_number(value: Any) -> bool:
     """Whether a value from a file is a number that can be a position or a size; true, false and NaN are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 
 def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, float, float]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 WHOLE = 2**24
 """Pixels up to which a plane is scaled as a whole."""
-MOST_AT_ONCE = 2**22
+MAX_PIXELS_AT_ONCE = 2**22
 """Pixels of a strip."""
 REACH = 4
 """Pixels of the larger of both planes beyond which no pixel counts: Lanczos has three lobes, and one is for
@@ -52,4 +52,4 @@ def resize_plane(
 def strip_of(full: tuple[int, int]) -> int:
     """The size (H, W) of an image -> how many rows are worked on at once where the work takes several times their
     memory."""
-    return max(1, MOST_AT_ONCE // full[1])
+    return max(1, MAX_PIXELS_AT_ONCE // full[1])

@@ -19,7 +19,7 @@ from smalti.images.pixel_formats import Array
 Filter: TypeAlias = Literal["lanczos", "nearest"]
 PixelBox: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, in pixels."""
-MOST_COVERING = 2**24
+MAX_COVERING_PIXELS = 2**24
 """Pixels of an image that covers a size, above which it may be no larger than its file's image or 8 times the size."""
 
 
@@ -61,7 +61,7 @@ def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
     A file of 1 x 6000 pixels has a hundred bytes, and covers 256 x 256 as 256 x 1,536,000.
     """
     covering = math.prod(covering_size(full, size))
-    return covering > max(math.prod(full), MOST_COVERING, 8 * math.prod(size))
+    return covering > max(math.prod(full), MAX_COVERING_PIXELS, 8 * math.prod(size))
 
 
 def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
@@ -87,7 +87,7 @@ def middle_box(full: tuple[int, int], size: tuple[int, int]) -> PixelBox:
 
 def _check_room(array: Array, size: tuple[int, int]) -> None:
     """Raise `SmaltiError` for a size that an image cannot be scaled to in this machine's memory."""
-    if math.prod(size) > MOST_COVERING:
+    if math.prod(size) > MAX_COVERING_PIXELS:
         needed = math.prod(size) * array.shape[2] * array.dtype.itemsize
         check_memory(needed, f"an image of {size[0]:,} x {size[1]:,} pixels (height x width)")
 

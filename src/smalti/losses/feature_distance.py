@@ -19,7 +19,7 @@ from smalti.losses.checks import check_same_shape
 from smalti.losses.efficientnet import EfficientNetLite0, efficientnet_lite0
 
 EPSILON = 1e-6
-SMALLEST = 16
+MIN_SIDE = 16
 """Pixels each way that give the deepest map a position of its own."""
 
 
@@ -62,9 +62,9 @@ class FeatureDistance(nn.Module):
             raise SmaltiError(
                 f"the perceptual distance takes images of 1 or 3 channels, these have {channels}; set its weight to 0"
             )
-        if min(height, width) < SMALLEST:
+        if min(height, width) < MIN_SIDE:
             raise SmaltiError(
-                f"images of {height}x{width} are too small for the perceptual distance, which needs {SMALLEST} pixels "
+                f"images of {height}x{width} are too small for the perceptual distance, which needs {MIN_SIDE} pixels "
                 "each way; use larger images or set its weight to 0"
             )
         color = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)

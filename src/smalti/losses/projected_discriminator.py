@@ -23,7 +23,7 @@ from smalti.kernels import winograd
 from smalti.kernels.winograd import FrozenConvolution
 from smalti.losses.base import Discriminator, spectrally_normalized
 from smalti.losses.efficientnet import TAP_WIDTHS, TAPS, efficientnet_lite0
-from smalti.losses.feature_distance import SMALLEST, unit_rms
+from smalti.losses.feature_distance import MIN_SIDE, unit_rms
 
 
 @settings
@@ -153,8 +153,8 @@ class ProjectedDiscriminator(Discriminator):
                 f"the projected discriminator was made for images of {self.settings.channels} channels, these have "
                 f"{channels}; it takes 1 and 3, for others use the discriminator named patch"
             )
-        if min(height, width) < SMALLEST:
+        if min(height, width) < MIN_SIDE:
             raise SmaltiError(
-                f"images of {height}x{width} are too small for the projected discriminator, which needs {SMALLEST} "
+                f"images of {height}x{width} are too small for the projected discriminator, which needs {MIN_SIDE} "
                 "pixels each way; use larger images"
             )

@@ -61,11 +61,11 @@ class Canvas:
         Returns its identity."""
         under = self.color[:, rows, columns]
         under += _multiplied(color - under, cover)
-        mine = cover >= 0.5
+        covered = cover >= 0.5
         self.labels.append(label)
         identity = len(self.labels) - 1
-        np.copyto(self.identity[rows, columns], identity, where=mine, casting="unsafe")
-        np.copyto(self.depth[rows, columns], depth, where=mine, casting="same_kind")
+        np.copyto(self.identity[rows, columns], identity, where=covered, casting="unsafe")
+        np.copyto(self.depth[rows, columns], depth, where=covered, casting="same_kind")
         return identity
 
 

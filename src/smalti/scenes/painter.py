@@ -29,7 +29,7 @@ COLORS: tuple[tuple[int, int, int], ...] = (
 KEYPOINTS: tuple[str, ...] = ("apex", "left eave", "right eave", "right foot", "left foot")
 
 _FINER = 2  # grid points painted per pixel, across and down
-_SMALLEST, _LARGEST = 16, 4096
+_MIN_SIDE, _MAX_SIDE = 16, 4096
 _VISIBLE = 0.15  # an object of which less is seen is not listed
 _AREA = 0.0008  # nor one that covers less than this fraction of a square of the image's height
 
@@ -107,9 +107,9 @@ def check(seed: int, size: tuple[int, int]) -> None:
     if seed < 0:
         raise SmaltiError(f"a seed is 0 or more, not {seed}")
     for side in size:
-        if not _SMALLEST <= side <= _LARGEST:
+        if not _MIN_SIDE <= side <= _MAX_SIDE:
             raise SmaltiError(
-                f"scenes are painted from {_SMALLEST} to {_LARGEST} pixels a side, not {size[0]}x{size[1]}"
+                f"scenes are painted from {_MIN_SIDE} to {_MAX_SIDE} pixels a side, not {size[0]}x{size[1]}"
             )
 
 
@@ -160,8 +160,8 @@ def _objects(canvas: Canvas, identity: npt.NDArray[np.int16]) -> tuple[SceneObje
     for item in canvas.standing:
         if counts[item.identity] < max(_VISIBLE * item.whole, smallest):
             continue
-        mine = identity == item.identity
-        rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
+        visible = identity == item.identity
+        rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
         x, y = float(columns[0] / width), float(rows[0] / height)
         box = (x, y, float((columns[-1] + 1) / width) - x, float((rows[-1] + 1) / height) - y)
         points = tuple((px / canvas.width, py / canvas.height) for px, py in item.keypoints)

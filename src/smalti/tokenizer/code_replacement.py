@@ -14,7 +14,7 @@ from smalti.tokenizer.quantizers import Quantizer
 PIECE_ROWS, PIECE_COLUMNS = 2**9, 2**10
 """Distances that are held at a time, of the K x K: few enough for a CPU's cache, in which the search is three times as
 fast."""
-LARGEST_TABLE = 2**22
+MAX_TABLE_SIZE = 2**22
 """Near codes of all codes together, at most: 32 MiB. 2^18 codes have 16 each."""
 FARTHEST = torch.iinfo(torch.int64).max
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smalti.kernels import winograd
 
-LEAST = 16
+MIN_CHANNELS = 16
 """Channels, of the image and of the result, below which there is nothing to be gained."""
 
 
@@ -64,7 +64,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 def _suits(x: Tensor, weight: Tensor) -> bool:
     learns = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype == weight.dtype
-    return learns and plain and min(weight.shape[:2]) >= LEAST
+    return learns and plain and min(weight.shape[:2]) >= MIN_CHANNELS
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

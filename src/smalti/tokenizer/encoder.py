@@ -16,7 +16,7 @@ from smalti.core.settings import LayerCount, Natural, Positive, ProperFraction, 
 from smalti.tokenizer.blocks import Downsample, ResolutionLevel, group_norm, middle, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 
-LEAST_WIDTH = 8
+MIN_WIDTH = 8
 """Channels at the highest resolution, at least."""
 
 
@@ -32,7 +32,7 @@ class AutoencoderSettings:
     """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a
     patch size of 2, 4 or 8; 1 needs none. 0: the last convolution works at 1/patch_size of the resolution and makes
     each pixel of a square by weights of its own, which costs less and shows as a hatch with the period of the patch."""
-    base_channels: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
+    base_channels: Annotated[int, Field(ge=MIN_WIDTH)] = 64
     """Channels at the highest resolution."""
     channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=30)] = (1, 2, 2)
     """Width of each resolution, from the highest to the lowest, as a multiple of `base_channels`."""
@@ -58,8 +58,8 @@ class AutoencoderSettings:
     @field_validator("decoder_base_channels")
     @classmethod
     def _wide_enough(cls, width: int) -> int:
-        if 0 < width < LEAST_WIDTH:
-            raise ValueError(f"a width is {LEAST_WIDTH} channels or more; 0 takes the encoder's")
+        if 0 < width < MIN_WIDTH:
+            raise ValueError(f"a width is {MIN_WIDTH} channels or more; 0 takes the encoder's")
         return width
 
     @field_validator("attention_levels")

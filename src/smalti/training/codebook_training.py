@@ -150,10 +150,10 @@ def freeze_encoding(tokenizer: VQGAN, exported: VQGAN) -> None:
     The running average lags behind the weights that are trained. It is what is exported, so the decoder must learn from
     its codes. Where both are equal already, as after a resume, no bit changes.
     """
-    for mine, theirs in zip(encoding_parts(tokenizer), encoding_parts(exported), strict=True):
-        mine.load_state_dict(theirs.state_dict())
-        mine.requires_grad_(False)
-        mine.eval()
+    for trained, averaged in zip(encoding_parts(tokenizer), encoding_parts(exported), strict=True):
+        trained.load_state_dict(averaged.state_dict())
+        trained.requires_grad_(False)
+        trained.eval()
 
 
 def validation_random_numbers(

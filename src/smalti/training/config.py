@@ -31,7 +31,7 @@ from smalti.core.settings import (
 )
 from smalti.data.config import ImageSettings
 from smalti.losses.objective import ObjectiveSettings
-from smalti.tokenizer.code_replacement import LARGEST_TABLE
+from smalti.tokenizer.code_replacement import MAX_TABLE_SIZE
 from smalti.tokenizer.vqgan import VQGANSettings
 from smalti.training.order_mixture import OrderMixture
 from smalti.training.prior_networks import NetworkSettings, TransformerNetwork
@@ -218,10 +218,10 @@ class TokenizerTraining:
                 f"decoder_phase.neighbors = {phase.neighbors}, but each of the {codes} codes has only {codes - 1} "
                 f"others; set it to {codes - 1} or less"
             )
-        if (table := codes * phase.neighbors) > LARGEST_TABLE:
+        if (table := codes * phase.neighbors) > MAX_TABLE_SIZE:
             raise ValueError(
                 f"decoder_phase.neighbors = {phase.neighbors} of each of {codes:,} codes are a table of {table:,}, and "
-                f"{LARGEST_TABLE:,} may be held; use fewer neighbors or fewer codes, or set decoder_phase.start=1"
+                f"{MAX_TABLE_SIZE:,} may be held; use fewer neighbors or fewer codes, or set decoder_phase.start=1"
             )
         return self
 

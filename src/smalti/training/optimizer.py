@@ -74,9 +74,9 @@ class Average(Exported[M]):
     def update(self, module: M, *, seen: int, step: int) -> None:
         """Move toward the module's weights."""
         weight = 1 - 0.5 ** (step / (self.half_life * (seen + step)))
-        mine: list[Tensor] = [parameter.data for parameter in self.module.parameters()]
-        theirs: list[Tensor] = [full_tensor(parameter.data) for parameter in module.parameters()]
-        torch._foreach_lerp_(mine, theirs, weight)
+        averages: list[Tensor] = [parameter.data for parameter in self.module.parameters()]
+        weights: list[Tensor] = [full_tensor(parameter.data) for parameter in module.parameters()]
+        torch._foreach_lerp_(averages, weights, weight)
         for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(source)
 

@@ -26,7 +26,7 @@ NOMINAL = 10**9
 """Images of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
 PLACES = 6
 """At so many points of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
-FEWEST = 3
+MIN_TIMED_STEPS = 3
 """Timed steps at each point, at least; one more goes before them."""
 
 
@@ -42,7 +42,7 @@ def measure_tokenizer_pace(training: TokenizerTraining, source: Source, *, secon
     for number in range(PLACES):
         seen = (2 * number + 1) * NOMINAL // (2 * PLACES)
         took: list[float] = []
-        while len(took) <= FEWEST or sum(took) < seconds / PLACES:
+        while len(took) <= MIN_TIMED_STEPS or sum(took) < seconds / PLACES:
             began = time.perf_counter()
             _step(stage, next(batches), seen, fabric)
             took.append(time.perf_counter() - began)
@@ -60,7 +60,7 @@ def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
 def measure_prior_pace(training: PriorTraining, codes: CodesRead, *, seconds: float) -> float:
     """The training of a prior, and what it reads -> the seconds that a code takes it on this machine.
 
-    The median of about `seconds` of steps on random codes, at least `FEWEST` of them.
+    The median of about `seconds` of steps on random codes, at least `MIN_TIMED_STEPS` of them.
     """
     fabric = launch(training.run)
     prior, _ = build_network(training.network, codes)
@@ -87,7 +87,7 @@ def measure_prior_pace(training: PriorTraining, codes: CodesRead, *, seconds: fl
 def _median(step: Callable[[], None], seconds: float) -> float:
     """The median time of a step, without the first one, which is slower."""
     took: list[float] = []
-    while len(took) <= FEWEST or sum(took) < seconds:
+    while len(took) <= MIN_TIMED_STEPS or sum(took) < seconds:
         began = time.perf_counter()
         step()
         took.append(time.perf_counter() - began)

@@ -133,8 +133,8 @@ class PriorStage(Stage):
                 losses.append(self.likelihood(*part).mean())
                 self.fabric.backward(losses[-1] / parts)
         norm = clip_gradients(self.fabric, self.likelihood, self.optimizer, self.settings.optimizer.grad_clip)
-        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": norm}
-        values = mean_of_processes(self.fabric, mine)
+        local_values = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": norm}
+        values = mean_of_processes(self.fabric, local_values)
         lr = rate_at(seen, length=self.settings.run.codes, settings=self.settings.optimizer)
         broken = not_finite(values)
         if not broken:

@@ -41,7 +41,7 @@ UPLOADS_PER_ADDRESS = 8
 """Requests with files that one address may be sending at the same time."""
 UPLOAD_SECONDS = 120.0
 """The longest time that sending a request may take."""
-MOST_JSON = 2**16
+MAX_JSON_BYTES = 2**16
 """Bytes of a request without files."""
 
 
@@ -235,14 +235,14 @@ async def _received(request: Request) -> FormData | bytes:
     """A request's body, whole. Raises `SmaltiError` for a body that is neither JSON nor a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await request.form(max_files=8, max_fields=8, max_part_size=MOST_JSON)
+        return await request.form(max_files=8, max_fields=8, max_part_size=MAX_JSON_BYTES)
     if kind != "application/json":
         raise SmaltiError("a request is JSON or a form of the type multipart/form-data; set the content type")
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > MOST_JSON:
-            raise too_large(f"JSON has at most {MOST_JSON // 1024} KiB; send images and maps as files of a form")
+        if len(body) > MAX_JSON_BYTES:
+            raise too_large(f"JSON has at most {MAX_JSON_BYTES // 1024} KiB; send images and maps as files of a form")
     return body
 
 

@@ -16,7 +16,7 @@ from smalti.web.tasks import Plan, SampleTask
 
 FOLDER = "examples"
 """The folder of a model with PNG files of ours. Their order is that of their names; the first one is a panorama."""
-MOST = 8
+MAX_EXAMPLES = 8
 """Example images that are read."""
 GUIDANCE = 2.0
 
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 def read_examples(model: Path) -> list[Example]:
     """A model's folder -> the examples in it; none where there is no such folder."""
     found = []
-    for path in sorted((model / FOLDER).glob("*.png"))[:MOST]:
+    for path in sorted((model / FOLDER).glob("*.png"))[:MAX_EXAMPLES]:
         settings = read_settings(path)
         if settings is not None:
             found.append(Example(path.read_bytes(), read_size(path, name=path.name), settings))

@@ -26,7 +26,7 @@ logger = logging.getLogger("smalti")
 Phase: TypeAlias = Literal["waiting", "running", "done", "failed", "cancelled"]
 ABANDONED = 60.0
 """Seconds after which a job that no client looks at is cancelled."""
-MOST_REMEMBERED = 4096
+MAX_REMEMBERED = 4096
 """Addresses and sessions whose last turn is remembered."""
 
 
@@ -238,7 +238,7 @@ class JobQueue:
         for name in (job.address, job.session):
             self._turns[name] = self._turn
             self._turns.move_to_end(name)
-        while len(self._turns) > MOST_REMEMBERED:
+        while len(self._turns) > MAX_REMEMBERED:
             self._turns.popitem(last=False)
         self._running, job.phase = job, "running"
         job.changed += 1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from smalti.core.devices import pick_device
 from smalti.core.errors import SmaltiError
-from smalti.hub.pretrained import here
+from smalti.hub.pretrained import resolve_model_path
 from smalti.pipeline import Pipeline
 from smalti.web.limits import Limits, Refusal, too_large
 from smalti.web.studio import Studio
@@ -249,7 +249,7 @@ def serve(
     """
     check_packages()
     pipeline = Pipeline.from_pretrained(model, grid=grid).to(pick_device(device))
-    folder = here(model)
+    folder = resolve_model_path(model)
     studio = Studio(pipeline, limits or Limits(), name=folder.resolve().name, names=names)
     listener = listen(host, port)
     app, close = make_app(studio, model=folder, password=password)

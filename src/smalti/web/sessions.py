@@ -18,7 +18,7 @@ from smalti.web.limits import Limits, busy, too_many, unknown
 
 IDLE = 120.0
 """Seconds without a request after which a session may be closed to make room for another one."""
-MOST_JOBS = 24
+MAX_JOBS = 24
 """Jobs of a session that are remembered; older ones that are over are forgotten."""
 
 
@@ -95,12 +95,12 @@ class Sessions:
         del self._known[min(closable, key=lambda one: one.seen).key]
 
     def add(self, session: Session, job: Job) -> None:
-        """A job of a session, which remembers the newest `MOST_JOBS`. Finished images beyond `limits.results` are
+        """A job of a session, which remembers the newest `MAX_JOBS`. Finished images beyond `limits.results` are
         forgotten, first the oldest of the session that holds most."""
         with self._lock:
             session.jobs[job.key] = job
             over = [key for key, one in session.jobs.items() if one.is_over]
-            for key in over[: max(len(session.jobs) - MOST_JOBS, 0)]:
+            for key in over[: max(len(session.jobs) - MAX_JOBS, 0)]:
                 del session.jobs[key]
             while sum(one.size for one in self._known.values()) > self._limits.results * 2**20:
                 largest = max(self._known.values(), key=lambda one: one.size)

@@ -204,7 +204,7 @@ def _adopt(
         return
     here = (slice(max(-down, 0), min(height - down, height)), slice(max(-right, 0), min(width - right, width)))
     there = (slice(max(down, 0), min(height + down, height)), slice(max(right, 0), min(width + right, width)))
-    mine, other = nearest[:, here[0], here[1]], nearest[:, there[0], there[1]].copy()
+    own, other = nearest[:, here[0], here[1]], nearest[:, there[0], there[1]].copy()
     y, x = rows[here], columns[here]
-    nearer = (other[0] - y) ** 2 + (other[1] - x) ** 2 < (mine[0] - y) ** 2 + (mine[1] - x) ** 2
-    mine[:, nearer] = other[:, nearer]
+    nearer = (other[0] - y) ** 2 + (other[1] - x) ** 2 < (own[0] - y) ** 2 + (own[1] - x) ** 2
+    own[:, nearer] = other[:, nearer]

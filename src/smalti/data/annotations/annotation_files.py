@@ -151,7 +151,7 @@ def _genome_object(one: GenomeObject, size: Size, at: At) -> ObjectAnnotation:
 # --- the tables of readers -----------------------------------------------------------------------------------------
 
 
-def _is_ours(content: Any) -> bool:
+def _is_smalti_format(content: Any) -> bool:
     return isinstance(content, dict) and "images" in content and not is_coco(content)
 
 
@@ -160,7 +160,7 @@ def _is_genome(content: Any) -> bool:
 
 
 _FORMATS: dict[str, tuple[Callable[[Any], bool], Callable[[Path, Any], Annotated]]] = {
-    "smalti": (_is_ours, _ours),
+    "smalti": (_is_smalti_format, _ours),
     "coco": (is_coco, read_coco),
     "visual-genome": (_is_genome, _visual_genome),
 }

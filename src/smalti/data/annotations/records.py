@@ -22,7 +22,7 @@ from smalti.images.io import IMAGE_SUFFIXES
 
 T = TypeVar("T")
 
-_LARGEST = 1e9
+_MAX_NUMBER = 1e9
 """Of the sides of images; more is not a size."""
 
 
@@ -59,7 +59,7 @@ Identity: TypeAlias = Annotated[int | str, BeforeValidator(whole_number)]
 """What an image is numbered by."""
 NumberedName: TypeAlias = Annotated[ImageName, BeforeValidator(lambda value: str(whole_number(value)))]
 """The number of an image -> its name."""
-Side: TypeAlias = Annotated[float, Field(gt=0, lt=_LARGEST, allow_inf_nan=False)]
+Side: TypeAlias = Annotated[float, Field(gt=0, lt=_MAX_NUMBER, allow_inf_nan=False)]
 
 
 class Record(pydantic.BaseModel):

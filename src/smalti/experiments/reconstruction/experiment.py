@@ -23,7 +23,7 @@ from smalti.experiments.base import Experiment, ExperimentRequest, Step
 from smalti.experiments.reconstruction.findings import findings
 from smalti.experiments.steps import ImageSource, Variation, check_overrides_used, check_unique_names
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
-from smalti.hub.pretrained import find_model, is_ours
+from smalti.hub.pretrained import find_model, is_smalti_folder
 from smalti.model_loading import load_tokenizer
 from smalti.training.config import TokenizerTraining
 
@@ -154,7 +154,7 @@ def _given(request: ExperimentRequest) -> list[_Candidate]:
 def _trained_on(path: Path) -> tuple[int, int]:
     """(H,W) of the images that a model was trained on: as it says itself, and 256 x 256 for those of other programs."""
     home = path / "tokenizer" if (path / "tokenizer").is_dir() else path
-    if home.exists() and not is_ours(home):
+    if home.exists() and not is_smalti_folder(home):
         return IMPORTED
     height, width = find_model(home, kind="tokenizer").about.get("size", IMPORTED)
     return height, width

@@ -23,7 +23,7 @@ MARGIN = 1e-3
 """How much the bound stays below the outermost levels, as a fraction, so that nothing rounds beyond them (epsilon in
 A.1)."""
 
-LARGEST = 2**30
+MAX_CODEBOOK_SIZE = 2**30
 """Codes there may be at most."""
 
 
@@ -38,9 +38,10 @@ class FSQSettings:
 
     @model_validator(mode="after")
     def _countable(self) -> FSQSettings:
-        if self.codebook_size > LARGEST:
+        if self.codebook_size > MAX_CODEBOOK_SIZE:
             raise ValueError(
-                f"levels {list(self.levels)} make {self.codebook_size:,} codes; there may be {LARGEST:,} at most"
+                f"levels {list(self.levels)} make {self.codebook_size:,} codes; there may be "
+                f"{MAX_CODEBOOK_SIZE:,} at most"
             )
         return self
 
