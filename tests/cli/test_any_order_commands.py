@@ -13,7 +13,7 @@ from smalti.images.io import read_settings, save_png, to_array
 from smalti.pipeline import Pipeline
 from tests.cli.test_cli import Runner, pixels
 from tests.cli.test_cli import smalti as smalti
-from tests.generation.test_pipeline import noise, pipeline
+from tests.small_pipeline import noise, pipeline
 
 HEIGHT, WIDTH = 12, 16
 

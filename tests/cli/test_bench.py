@@ -9,7 +9,7 @@ import pytest
 from smalti.cli import bench
 from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
-from tests.generation.test_pipeline import written
+from tests.small_pipeline import written
 
 
 def rows(out: str) -> list[list[str]]:

@@ -25,7 +25,7 @@ from smalti.prior import Prior
 from smalti.tokenizer.tiled import any_size
 from tests.cli.test_cli import Runner, pixels
 from tests.cli.test_cli import smalti as smalti
-from tests.generation.test_pipeline import noise, pipeline, written
+from tests.small_pipeline import noise, pipeline, written
 
 SIZE = ("--size", "20x24")
 """5 x 6 codes, under a window of 3 x 4."""

@@ -19,7 +19,7 @@ from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler, filter_logits,
 from smalti.generation.request import unknown_codes
 from smalti.images.io import read_image, to_tensor
 from smalti.pipeline import Pipeline
-from tests.generation.test_pipeline import pipeline
+from tests.small_pipeline import pipeline
 
 BYTES = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
 FLOATS = to_tensor(BYTES)

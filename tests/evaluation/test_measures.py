@@ -29,29 +29,17 @@ from smalti.images.io import read_image, to_array, to_tensor
 from smalti.images.resizing import center_crop, resize_to_cover
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nll
-from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from smalti.tokenizer.vqgan import VQGAN
 from tests.feature_networks import forbid_downloads, use_means, write_noise
 from tests.small import write_images
+from tests.small_pipeline import tokenizer as small_tokenizer
 
 CPU = torch.device("cpu")
 LABELS = ("dark", "light")
 
 
 def tokenizer(*, channels: int = 3) -> VQGAN:
-    """A small random tokenizer, f = 4, 16 codes."""
-    plain = {
-        "autoencoder": {
-            "channels": channels,
-            "base_channels": 8,
-            "channel_multipliers": [1],
-            "patch_size": 4,
-            "res_blocks": 1,
-            "latent_channels": 4,
-        },
-        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
-    }
-    torch.manual_seed(0)
-    return VQGAN(parse(VQGANSettings, plain, where="test")).eval()
+    return small_tokenizer(channels=channels).eval()
 
 
 def pipeline(condition: Any, *, grid: tuple[int, int] = (4, 4)) -> Pipeline:

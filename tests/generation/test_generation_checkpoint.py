@@ -28,7 +28,7 @@ from smalti.generation.generation_checkpoint import (
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.pipeline import Pipeline
-from tests.generation.test_pipeline import pipeline
+from tests.small_pipeline import pipeline
 
 
 def make_checkpoint(

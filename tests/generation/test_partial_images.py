@@ -13,7 +13,7 @@ from smalti.generation.generation_loop import generate, generation_states
 from smalti.generation.partial_images import PreviewSchedule
 from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior import Prior
-from tests.generation.test_pipeline import pipeline
+from tests.small_pipeline import pipeline
 
 
 @pytest.fixture

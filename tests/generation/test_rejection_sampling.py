@@ -34,7 +34,7 @@ from smalti.prior import Middle, Window, after_middle, before_middle, placement
 from tests import reference
 from tests.cli.test_cli import Runner, pixels, smalti  # noqa: F401, the last is a fixture
 from tests.generation.test_code_sampler import small
-from tests.generation.test_pipeline import LABELS, noise, pipeline
+from tests.small_pipeline import LABELS, noise, pipeline
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -28,9 +28,9 @@ from tests import reference
 from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
 from tests.generation.test_code_sampler import small
-from tests.generation.test_pipeline import noise, pipeline, written
 from tests.generation.test_wavefront import Reads, networks, prefix_function
 from tests.prior.test_neighborhood import small as small_neighborhood
+from tests.small_pipeline import noise, pipeline, written
 
 SAMPLERS = {
     "plain": Sampler(),

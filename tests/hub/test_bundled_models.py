@@ -28,7 +28,7 @@ from smalti.scenes.scene_classes import CLASSES, LABELS, paint
 from smalti.tokenizer.vqgan import VQGAN
 from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
-from tests.generation.test_pipeline import written
+from tests.small_pipeline import written
 
 MAX_BYTES = 27_000_000
 """Bytes of its folder."""

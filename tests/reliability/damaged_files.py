@@ -39,10 +39,10 @@ from smalti.training.run_folder import RunFolder, read_metrics
 from tests.checkpoints.test_llamagen import Tokenizer, random_weights, save, tokenizer_shapes
 from tests.checkpoints.test_taming import gpt
 from tests.checkpoints.test_taming import tokenizer as taming_tokenizer
-from tests.generation.test_pipeline import LABELS, pipeline
 from tests.reliability import damage
 from tests.reliability.damage import Damage
 from tests.small import RECIPE
+from tests.small_pipeline import LABELS, pipeline
 
 HEIGHT, WIDTH = 9, 12
 

@@ -16,8 +16,8 @@ from smalti.training import pace
 from smalti.training.config import CopiesSettings
 from smalti.training.runs import encode_images
 from tests.cli.test_cli import Runner, smalti
-from tests.generation.test_pipeline import written
 from tests.small import write_images, write_recipe
+from tests.small_pipeline import written
 
 __all__ = ["smalti"]
 

@@ -15,7 +15,7 @@ import torch
 
 from smalti.kernels import causal_attention, decode_block, group_norm, native, winograd
 from smalti.pipeline import Pipeline
-from tests.generation.test_pipeline import LABELS, pipeline
+from tests.small_pipeline import LABELS, pipeline
 
 SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
 KERNELS = (causal_attention, decode_block, group_norm, winograd)

@@ -17,9 +17,9 @@ import pytest
 from smalti.fit import fit_run
 from smalti.generation import generation_checkpoint
 from smalti.training import pace
-from tests.generation.test_pipeline import written
 from tests.reliability.commands import kill_after, run, start
 from tests.small import write_images, write_recipe
+from tests.small_pipeline import written
 
 KILLS = int(os.environ.get("SMALTI_KILLS", "8"))
 """Kills of each kind of command."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.generation.test_pipeline import written
 from tests.processes import started
 from tests.reliability import damage
 from tests.reliability.test_untrusted_files import png
+from tests.small_pipeline import written
 
 COUNT = 90
 SMALL_SHARDS = (

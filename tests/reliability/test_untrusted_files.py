@@ -34,9 +34,9 @@ from smalti.kernels import native
 from smalti.pipeline import Pipeline
 from smalti.tokenizer.vqgan import VQGAN
 from tests.checkpoints.test_pickles import WEIGHTS
-from tests.generation.test_pipeline import LABELS, pipeline
 from tests.reliability import damage
 from tests.reliability.damaged_files import pixels
+from tests.small_pipeline import LABELS, pipeline
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
 

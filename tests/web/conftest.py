@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from smalti.web.limits import Limits
-from tests.generation.test_pipeline import pipeline
+from tests.small_pipeline import pipeline
 from tests.web.browser import PageUnderTest
 from tests.web.pipelines import all_three
 

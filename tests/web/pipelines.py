@@ -21,7 +21,7 @@ from smalti.web.limits import Limits
 from smalti.web.server import make_app
 from smalti.web.studio import Studio
 from smalti.web.uploads import Upload
-from tests.generation.test_pipeline import pipeline, tokenizer
+from tests.small_pipeline import pipeline, tokenizer
 
 CLASSES = ("dawn", "dusk", "night")
 SEASONAL = tuple(f"{season}-{time}" for season in ("autumn", "spring", "summer", "winter") for time in ("day", "night"))

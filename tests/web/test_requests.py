@@ -29,7 +29,7 @@ from smalti.web.requests import (
     smallest,
 )
 from smalti.web.studio import two_axes
-from tests.generation.test_pipeline import pipeline, tokenizer
+from tests.small_pipeline import pipeline, tokenizer
 from tests.web.pipelines import CLASSES, LIMITS, PLACES, SEASONAL, all_three, both, studio
 
 

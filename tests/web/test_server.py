@@ -15,7 +15,7 @@ import pytest
 from smalti.core.errors import SmaltiError
 from smalti.web.scratch import PREFIX
 from smalti.web.server import listen, serve
-from tests.generation.test_pipeline import pipeline
+from tests.small_pipeline import pipeline
 from tests.web.pipelines import LIMITS, both
 from tests.web.server_process import server_process
 

@@ -22,8 +22,8 @@ import pytest
 
 from smalti.web.api import COOKIE
 from smalti.web.limits import Limits
-from tests.generation.test_pipeline import pipeline
 from tests.images.test_images import png_of_size
+from tests.small_pipeline import pipeline
 from tests.web.pipelines import LIMITS, both, file_bytes, finished, pixels, served, studio
 from tests.web.server_process import ServerProcess, server_process
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smalti.web.server import Server, serve
-from tests.generation.test_pipeline import pipeline
+from tests.small_pipeline import pipeline
 from tests.web.pipelines import both
 
 httpx = pytest.importorskip("httpx", reason="the extra `dev` is not installed")

@@ -27,8 +27,8 @@ from smalti.web.uploads import (
     read_whole_tiles,
     with_nearest_labels,
 )
-from tests.generation.test_pipeline import tokenizer
 from tests.images.test_images import png_of_size
+from tests.small_pipeline import tokenizer
 from tests.web.pipelines import LIMITS, PLACES, both, file_bytes, pixels, segmentation, studio, upload
 
 SIZE = (12, 16)

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,11 +31,7 @@ def temporary_name(path: Path) -> Path:
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """Yield an empty private file beside `path`, to be renamed; on an exception it is removed. Raises `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name, descriptor = temporary_name(path), None
-    if LOCKS:
-        with suppress(OSError):
-            descriptor = lock(name, os.O_RDWR | os.O_CREAT)
+    name, descriptor = _lock_beside(path, lambda name: lock(name, os.O_RDWR | os.O_CREAT))
     if descriptor is None:
         descriptor, random_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         name = Path(random_name)
@@ -52,12 +48,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """As `temporary_file`, a folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name, descriptor = temporary_name(path), None
-    if LOCKS:
-        with suppress(OSError):
-            name.mkdir(mode=0o700, exist_ok=True)
-            descriptor = lock(name, os.O_RDONLY | os.O_DIRECTORY)
+    name, descriptor = _lock_beside(path, _make_and_lock_folder)
     if descriptor is None:
         name = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -70,6 +61,22 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _lock_beside(path: Path, make_and_lock: Callable[[Path], int | None]) -> tuple[Path, int | None]:
+    """Make the folder of a result, and in it what is temporary under its `temporary_name` -> that name, and the
+    descriptor that holds the lock; None where there are no locks, or where another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name, descriptor = temporary_name(path), None
+    if LOCKS:
+        with suppress(OSError):
+            descriptor = make_and_lock(name)
+    return name, descriptor
+
+
+def _make_and_lock_folder(name: Path) -> int | None:
+    name.mkdir(mode=0o700, exist_ok=True)
+    return lock(name, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def lock(name: Path, flags: int) -> int | None:

@@ -16,14 +16,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.conditions.map_files import label_accuracy, label_colors
+from smalti.conditions.map_files import label_colors
 from smalti.core.distributed import all_gather
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
-from smalti.data.loader import Batch, Crops, Example, evenly_spaced_batch, in_order
+from smalti.data.loader import Batch, evenly_spaced_batch
 from smalti.data.sources import Source
 from smalti.data.splits import split_crops
-from smalti.evaluation.metrics import CodeUse, psnr
+from smalti.evaluation.metrics import CodeUse
 from smalti.images.io import make_image_grid
 from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
@@ -37,7 +37,6 @@ from smalti.training.codebook_training import (
     FrozenCodebook,
     LearningCodebook,
     ProcessSlice,
-    validation_random_numbers,
 )
 from smalti.training.config import TokenizerTraining
 from smalti.training.diagnostics import Diagnoses, diagnose_codebook, diagnose_gan
@@ -53,14 +52,15 @@ from smalti.training.gan_step import (
 from smalti.training.launcher import with_synchronized_norms
 from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
-from smalti.training.optimizer_step import NotFiniteError, copied_buffers, restore_buffers, sum_of_processes
+from smalti.training.optimizer_step import NotFiniteError, copied_buffers, restore_buffers
+from smalti.training.tokenizer_validation import validate_tokenizer
 
 IMAGES_SHOWN = 8
 """Images in the grid that is saved during training."""
 
 
 @final
-class _Joined(nn.Module):
+class _AutoencoderForward(nn.Module):
     """Images -> features, codes and reconstructions in one `forward`, as data-parallel wrappers need it."""
 
     def __init__(self, tokenizer: VQGAN) -> None:
@@ -71,25 +71,6 @@ class _Joined(nn.Module):
         features = self.tokenizer.features(images)  # (B,D,h,w)
         quantized = quantize(features)
         return features, quantized, self.tokenizer.decode(quantized.latents)  # .., .., (B,C,H,W)
-
-
-@final
-class ProcessExamples:
-    """Examples `rank`, `rank + world`, ... of a data set: those of one of `world` processes."""
-
-    def __init__(self, dataset: Crops, *, rank: int, world: int) -> None:
-        self._dataset, self._indices = dataset, range(rank, len(dataset), world)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, key: tuple[int, int], /) -> Example:
-        index = self._indices[key[0]]
-        return self._dataset[index, index]
-
-    def batch_of(self, *stacked: Tensor) -> Batch:
-        """The fields of examples, stacked -> a batch."""
-        return self._dataset.batch_of(*stacked)
 
 
 def in_stream_order(local: Tensor) -> Tensor:
@@ -132,46 +113,67 @@ class TokenizerStage(Stage):
         """`weights`: of the tokenizer to start from, whose codebook is kept; empty to start from scratch."""
         torch.manual_seed(settings.run.seed)
         self.settings, self.fabric, self.about = settings, fabric, dict(about)
-        run, adversarial = settings.run, settings.objective.adversarial
-        channels = settings.model.autoencoder.channels
-        images = settings.images
-        self.training, self.held_out = split_crops(
-            source, images, channels=channels, seed=run.seed, max_held_out=images.validation_images
-        )
-        self.tokenizer = VQGAN(settings.model)
-        if weights:
-            self.tokenizer.load_state_dict(weights)
         self.process_slice = ProcessSlice(fabric.global_rank, fabric.world_size)
-        if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
-            raise SmaltiError(
-                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer "
-                "(--from), or set decoder_phase.start above 0"
-            )
-        discriminator = replace(adversarial.discriminator, channels=channels)
-        self.discriminator = with_synchronized_norms(DISCRIMINATORS[discriminator.name](discriminator), fabric=fabric)
-        for module in (self.tokenizer, self.discriminator):
-            as_channels_last(module)
-        self.exported = exported(self.tokenizer, half_life=run.ema_half_life)
-        self.exported.module.to(fabric.device)
+        self.training, self.held_out = split_crops(
+            source,
+            settings.images,
+            channels=settings.model.autoencoder.channels,
+            seed=settings.run.seed,
+            max_held_out=settings.images.validation_images,
+        )
+        self._build_networks(weights)
+        self._wrap_networks()
         self.score = ReconstructionLoss(settings.objective).to(fabric.device)
         self.lecam_ema = LeCam.start(fabric.device)
-        if run.recompute:
-            recompute(tokenizer_blocks(self.tokenizer))
-        if run.compile:
-            compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
-        self.optimizer: Any = build_optimizer([{"params": list(self.tokenizer.parameters())}], settings.optimizer)
-        learned = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
-        self.discriminator_optimizer: Any = build_optimizer([{"params": learned}], settings.discriminator_optimizer)
-        self.autoencoder: Any
-        self.autoencoder, self.optimizer = fabric.setup(_Joined(self.tokenizer), self.optimizer)
-        self.wrapped_discriminator: Any
-        self.wrapped_discriminator, self.discriminator_optimizer = fabric.setup(
-            self.discriminator, self.discriminator_optimizer
-        )
         self.used = CodeUse(self.tokenizer.size)
         self.codebook: CodebookTraining = LearningCodebook(
             self.tokenizer.quantizer, settings, initialized=bool(weights)
         )
+
+    def _build_networks(self, weights: Mapping[str, Tensor]) -> None:
+        """Make the tokenizer, its exported copy and the discriminator, as they are before Fabric wraps them."""
+        settings = self.settings
+        self.tokenizer = VQGAN(settings.model)
+        if weights:
+            self.tokenizer.load_state_dict(weights)
+        elif settings.has_decoder_phase and not settings.decoder_phase.start:
+            raise SmaltiError(
+                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer "
+                "(--from), or set decoder_phase.start above 0"
+            )
+        discriminator = replace(
+            settings.objective.adversarial.discriminator, channels=settings.model.autoencoder.channels
+        )
+        self.discriminator = with_synchronized_norms(
+            DISCRIMINATORS[discriminator.name](discriminator), fabric=self.fabric
+        )
+        for module in (self.tokenizer, self.discriminator):
+            as_channels_last(module)
+        self.exported = exported(self.tokenizer, half_life=settings.run.ema_half_life)
+        self.exported.module.to(self.fabric.device)
+
+    def _wrap_networks(self) -> None:
+        """Make the optimizers, and let Fabric move networks and optimizers to their device and wrap them for several
+        processes."""
+        settings, fabric = self.settings, self.fabric
+        if settings.run.recompute:
+            recompute(tokenizer_blocks(self.tokenizer))
+        if settings.run.compile:
+            compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
+        self.autoencoder: Any
+        self.wrapped_discriminator: Any
+        self.optimizer: Any = build_optimizer([{"params": list(self.tokenizer.parameters())}], settings.optimizer)
+        self.discriminator_optimizer: Any = build_optimizer(
+            [{"params": self._discriminator_weights()}], settings.discriminator_optimizer
+        )
+        self.autoencoder, self.optimizer = fabric.setup(_AutoencoderForward(self.tokenizer), self.optimizer)
+        self.wrapped_discriminator, self.discriminator_optimizer = fabric.setup(
+            self.discriminator, self.discriminator_optimizer
+        )
+
+    def _discriminator_weights(self) -> list[Tensor]:
+        """Those that are trained: the projected discriminator has a frozen feature network."""
+        return [weight for weight in self.discriminator.parameters() if weight.requires_grad]
 
     def _gan(self) -> GAN:
         """The networks, losses and optimizers of a GAN step."""
@@ -180,7 +182,7 @@ class TokenizerStage(Stage):
             fabric=self.fabric,
             autoencoder=self.autoencoder,
             discriminator=self.wrapped_discriminator,
-            discriminator_weights=[weight for weight in self.discriminator.parameters() if weight.requires_grad],
+            discriminator_weights=self._discriminator_weights(),
             reconstruction_loss=self.score,
             last_layer=self.tokenizer.decoder.last_layer,
             settings=settings.objective,
@@ -194,27 +196,12 @@ class TokenizerStage(Stage):
         return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        length = self.settings.run.images
-        just_initialized = self._init_codebook_when_due(seen, generator)
-        if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
-            if just_initialized:  # in a run resumed with a shorter length: the EMA has no codebook yet
-                self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
-            self._freeze_codebook()
+        self._advance_codebook(seen, generator)
         quantize = self.codebook.quantize(seen, generator=generator)
         images = self._on_device(batch)  # (B,C,H,W)
         buffers = copied_buffers(self.discriminator)
-        settings, objective = self.settings, self.settings.objective
-        inputs = StepInputs(
-            quantize=quantize,
-            schedule=adversarial_schedule(seen, length=length, settings=objective.adversarial),
-            lecam_ema=self.lecam_ema,
-            lr=rate_at(seen, length=length, settings=settings.optimizer),
-            discriminator_lr=rate_at(seen, length=length, settings=settings.discriminator_optimizer),
-            choices=self._choices(len(images), generator),
-            r1_factor=r1_factor_at(seen // settings.run.batch, settings=objective.adversarial),
-            accumulate=settings.run.accumulate,
-        )
-        result = gan_step(self._gan(), images, inputs)
+        choices = self._choices(len(images), generator)
+        result = gan_step(self._gan(), images, self._step_inputs(seen, quantize=quantize, choices=choices))
         codebook_values: dict[str, Tensor] = {}
         if result.stepped:
             if self.codebook.initialized:
@@ -225,6 +212,29 @@ class TokenizerStage(Stage):
             raise NotFiniteError(result.not_finite)
         self.lecam_ema = result.lecam_ema
         return {**result.values, **codebook_values}
+
+    def _step_inputs(self, seen: int, *, quantize: Callable[[Tensor], Quantized], choices: RandomChoices) -> StepInputs:
+        """What the step after `seen` images depends on: schedules, and what is drawn for it."""
+        settings, adversarial = self.settings, self.settings.objective.adversarial
+        length = settings.run.images
+        return StepInputs(
+            quantize=quantize,
+            schedule=adversarial_schedule(seen, length=length, settings=adversarial),
+            lecam_ema=self.lecam_ema,
+            lr=rate_at(seen, length=length, settings=settings.optimizer),
+            discriminator_lr=rate_at(seen, length=length, settings=settings.discriminator_optimizer),
+            choices=choices,
+            r1_factor=r1_factor_at(seen // settings.run.batch, settings=adversarial),
+            accumulate=settings.run.accumulate,
+        )
+
+    def _advance_codebook(self, seen: int, generator: torch.Generator) -> None:
+        """Initialize the codebook, and begin the decoder phase, in the first step at or after their points."""
+        just_initialized = self._init_codebook_when_due(seen, generator)
+        if seen >= self.settings.decoder_phase.begins(self.settings.run.images) and not self.codebook.frozen:
+            if just_initialized:  # in a run resumed with a shorter length: the EMA has no codebook yet
+                self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
+            self._freeze_codebook()
 
     def _choices(self, batch: int, generator: torch.Generator) -> RandomChoices:
         """The random choices for the images of this process: its part of what a single process would draw
@@ -263,7 +273,7 @@ class TokenizerStage(Stage):
         settings, exported = self.settings.decoder_phase, self.exported.module
         self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, process_slice=self.process_slice)
         # A data-parallel wrapper waits for the gradients of all parameters that were trainable when it was made.
-        self.autoencoder = self.fabric.setup_module(_Joined(self.tokenizer))
+        self.autoencoder = self.fabric.setup_module(_AutoencoderForward(self.tokenizer))
 
     def _update_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         features, codes = in_stream_order(features), in_stream_order(codes)
@@ -293,50 +303,19 @@ class TokenizerStage(Stage):
         images = self.training.to_images(self.fabric.to_device(batch.images))
         return images.contiguous(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR (for label maps the accuracy), the reconstruction loss and its terms, and the codes in use over the
-        held-out images, which the processes divide among themselves. With a decoder phase also the PSNR
-        with some codes replaced.
-        """
-        used, scores = CodeUse(self.tokenizer.size), []
-        own = ProcessExamples(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
-        self.score.eval()
-        metric, measure = ("accuracy", label_accuracy) if self.settings.images.file_type == "labels" else ("psnr", psnr)
-        batch_size = max(self.settings.run.batch // self.fabric.world_size, 1)
-        with self.exported.shown() as tokenizer:
-            phase = self.settings.has_decoder_phase
-            noise = self.codebook.noise(tokenizer) if phase else None
-            random_numbers = self._validation_random_numbers(tokenizer.factor, batch=batch_size) if phase else iter(())
-            for batch in in_order(own, batch=batch_size):
-                images = self._on_device(batch)
-                reconstructions, quantized = tokenizer(images)
-                terms = self.score(images, reconstructions)._asdict()
-                measured = [measure(images, reconstructions)]
-                if noise is not None:
-                    latents = noise.latents(quantized.codes, next(random_numbers))
-                    measured.append(measure(images, tokenizer.decode(latents)))
-                means = [*(each.mean() for each in measured), *(terms[name] for name in self._terms().values())]
-                scores.append(torch.stack(means) * len(images))
-                used.add(quantized.codes)
-        self.score.train()
-        count = len(self.held_out)
-        names = (metric, *([f"{metric}_replaced"] if self.settings.has_decoder_phase else []), *self._terms())
-        totals = torch.stack(scores).sum(0) if scores else torch.zeros(len(names), device=self.fabric.device)
-        used.counts = sum_of_processes(self.fabric, used.counts).cpu()
-        means_of_all = dict(zip(names, (sum_of_processes(self.fabric, totals) / count).tolist(), strict=True))
-        return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "images": float(count)}
-
-    def _validation_random_numbers(self, factor: int, *, batch: int) -> Iterator[Tensor]:
-        """The random numbers that decide which codes of each held-out batch are replaced, the same at every
-        validation."""
-        (height, width), seed = self.settings.images.size, self.settings.run.seed
-        codes = (len(self.held_out), height // factor, width // factor)
-        return validation_random_numbers(codes, seed=seed, process_slice=self.process_slice, batch=batch)
-
-    def _terms(self) -> dict[str, str]:
-        """Name of a recorded metric -> field of `Reconstruction`, for the terms that are computed."""
-        return {"reconstruction": "total", "pixel": "pixel", **{name: name for name in self.settings.objective.terms}}
+        """See `validate_tokenizer`. With a decoder phase some codes are replaced in a second reconstruction."""
+        with torch.no_grad(), self.exported.shown() as tokenizer:
+            noise = self.codebook.noise(tokenizer) if self.settings.has_decoder_phase else None
+            return validate_tokenizer(
+                tokenizer,
+                self.held_out,
+                settings=self.settings,
+                score=self.score,
+                to_images=self._on_device,
+                noise=noise,
+                fabric=self.fabric,
+            )
 
     @torch.no_grad()
     def image(self) -> Tensor:
