@@ -1,4 +1,4 @@
-"""How benchmarks measure: an item in a process of its own, ours and theirs in turn, ratios pair by pair.
+"""How benchmarks measure: each item in a process of its own, smalti and its peer in turn, ratios pair by pair.
 
 The floor of an item is the time its operations would take at the rate at which this machine multiplies matrices,
 measured in the same process just before. Machines share their cores with others: rates differ by a third from minute to
@@ -85,35 +85,37 @@ def middle(lines: list[dict[str, Any]], key: str) -> float:
     return round(statistics.median(line[key] for line in lines), 4)
 
 
-def _pairs(name: str, ours: list[str], theirs: list[str], *, compare: str, pairs: int) -> dict[str, Any]:
-    mine, others = [], []
+def _pairs(name: str, own: list[str], peer: list[str], *, compare: str, pairs: int) -> dict[str, Any]:
+    """Run the commands `own` and `peer` in turn on the items `name` and `compare` -> the line of results."""
+    lines, peer_lines = [], []
     for _ in range(pairs):
-        mine.append(line_of(ours, name))
-        others.append(line_of(theirs, compare))
-        ratio = others[-1]["seconds"] / mine[-1]["seconds"]
+        lines.append(line_of(own, name))
+        peer_lines.append(line_of(peer, compare))
+        ratio = peer_lines[-1]["seconds"] / lines[-1]["seconds"]
         print(
-            f"{name}: {mine[-1]['seconds']:.4f} s, theirs {others[-1]['seconds']:.4f} s, ratio {ratio:.2f}", flush=True
+            f"{name}: {lines[-1]['seconds']:.4f} s, peer {peer_lines[-1]['seconds']:.4f} s, ratio {ratio:.2f}",
+            flush=True,
         )
 
-    ratios = [other["seconds"] / line["seconds"] for line, other in zip(mine, others, strict=True)]
+    ratios = [other["seconds"] / line["seconds"] for line, other in zip(lines, peer_lines, strict=True)]
     return {
         "item": name,
         "ratio": round(statistics.median(ratios), 3),
-        "seconds": middle(mine, "seconds"),
-        "peer_seconds": middle(others, "seconds"),
-        "floor_share": middle(mine, "floor_share"),
-        "peak_mib": middle(mine, "peak_mib"),
-        "peer_peak_mib": middle(others, "peak_mib"),
-        "gflop": mine[0]["gflop"],
-        "gflops": middle(mine, "gflops"),
+        "seconds": middle(lines, "seconds"),
+        "peer_seconds": middle(peer_lines, "seconds"),
+        "floor_share": middle(lines, "floor_share"),
+        "peak_mib": middle(lines, "peak_mib"),
+        "peer_peak_mib": middle(peer_lines, "peak_mib"),
+        "gflop": lines[0]["gflop"],
+        "gflops": middle(lines, "gflops"),
         "pairs": pairs,
     }
 
 
 def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, compare: Mapping[str, str] | None = None) -> None:
-    """The command line of a benchmark: `paths` are "ours" and "reference", each with its items by name.
+    """The command line of a benchmark: `paths` are "ours" (smalti's) and "reference", each with its items by name.
 
-    `compare`: items of ours that run beside another of theirs than that of their own name.
+    `compare`: item -> the peer's item that it is compared with, where that has another name.
     """
     from smalti.core.allocator import keep_memory
 
@@ -121,10 +123,10 @@ def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, compare: Mapping[
     arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--items", default=",".join(names), help="which, with commas between; default: all")
     arguments.add_argument(
-        "--peer", help="a command that prints such lines for --items ITEM; default: our reference path"
+        "--peer", help="a command that prints such lines for --items ITEM; default: the reference path of this file"
     )
-    arguments.add_argument("--pairs", type=int, default=5, help="how often ours and theirs run in turn")
-    arguments.add_argument("--repeat", type=int, default=5, help="timed runs within one process of ours")
+    arguments.add_argument("--pairs", type=int, default=5, help="how often smalti and the peer run in turn")
+    arguments.add_argument("--repeat", type=int, default=5, help="timed runs within one process of smalti")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument(
         "--path", choices=list(paths), help="measure this path in this process, with nothing beside it"
@@ -144,9 +146,9 @@ def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, compare: Mapping[
             print(json.dumps(measure(name, paths[options.path][name], repeat=options.repeat)), flush=True)
         return
     own = [sys.executable, sys.argv[0], "--threads", str(options.threads), "--repeat", str(options.repeat), "--path"]
-    theirs = shlex.split(options.peer) if options.peer else [*own, "reference"]
+    peer = shlex.split(options.peer) if options.peer else [*own, "reference"]
     results = [
-        _pairs(name, [*own, "ours"], theirs, compare=(compare or {}).get(name, name), pairs=options.pairs)
+        _pairs(name, [*own, "ours"], peer, compare=(compare or {}).get(name, name), pairs=options.pairs)
         for name in items
     ]
     for result in results:

@@ -195,27 +195,29 @@ def plain(name: str) -> dict[str, Any]:
 
 
 def compare(name: str, own: list[str], peer: str | None, *, pairs: int) -> dict[str, Any]:
-    """An item of ours and of the peer in turn -> its line."""
-    theirs, called = (shlex.split(peer), ITEMS[name].peer) if peer and ITEMS[name].peer else ([*own, "plain"], name)
-    mine, others = [], []
+    """An item, measured in smalti and in the peer in turn -> its line."""
+    peer_command, peer_item = (
+        (shlex.split(peer), ITEMS[name].peer) if peer and ITEMS[name].peer else ([*own, "plain"], name)
+    )
+    lines, peer_lines = [], []
     for _ in range(pairs):
-        mine.append(line_of([*own, "ours"], name))
-        others.append(line_of(theirs, called))
-        print(json.dumps(mine[-1]), json.dumps(others[-1]), sep="\n", flush=True)
+        lines.append(line_of([*own, "ours"], name))
+        peer_lines.append(line_of(peer_command, peer_item))
+        print(json.dumps(lines[-1]), json.dumps(peer_lines[-1]), sep="\n", flush=True)
 
-    ratios = [line["codes_per_second"] * other["per_code"] for line, other in zip(mine, others, strict=True)]
+    ratios = [line["codes_per_second"] * other["per_code"] for line, other in zip(lines, peer_lines, strict=True)]
     timed = ("codes_per_second", "seconds", "processor_seconds", "floor_share", "gflops", "read_gb", "peak_mib")
     return {
         "item": name,
         "ratio": round(statistics.median(ratios), 3),
-        "steps": mine[0]["steps"],
-        **{key: middle(mine, key) for key in timed},
-        "peer_codes_per_second": round(1 / middle(others, "per_code"), 4),
-        "peer_peak_mib": middle(others, "peak_mib"),
-        "peer": "the plain loop" if called == name and theirs[-1] == "plain" else called,
-        "calls": mine[0]["calls"],
-        "codes_read": mine[0]["codes_read"],
-        "gflop": mine[0]["gflop"],
+        "steps": lines[0]["steps"],
+        **{key: middle(lines, key) for key in timed},
+        "peer_codes_per_second": round(1 / middle(peer_lines, "per_code"), 4),
+        "peer_peak_mib": middle(peer_lines, "peak_mib"),
+        "peer": "the plain loop" if peer_item == name and peer_command[-1] == "plain" else peer_item,
+        "calls": lines[0]["calls"],
+        "codes_read": lines[0]["codes_read"],
+        "gflop": lines[0]["gflop"],
         "pairs": pairs,
     }
 
@@ -224,8 +226,10 @@ def main() -> None:
     """The command line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--items", default=",".join(ITEMS), help="which, with commas between; default: all")
-    arguments.add_argument("--peer", help="a command that prints such lines for --items ITEM; default: our plain loop")
-    arguments.add_argument("--pairs", type=int, default=3, help="how often ours and theirs run in turn")
+    arguments.add_argument(
+        "--peer", help="a command that prints such lines for --items ITEM; default: the plain loop of this file"
+    )
+    arguments.add_argument("--pairs", type=int, default=3, help="how often smalti and the peer run in turn")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--path", choices=["ours", "plain"], help="measure this path here, with nothing beside it")
     options = arguments.parse_args()

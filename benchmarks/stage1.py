@@ -1,18 +1,19 @@
-"""Speed of stage 1 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
+"""Speed of stage 1 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line per item
+at the end.
 
     python benchmarks/stage1.py [--items encode,decode,stage1,nearest] [--peer "python bench_original.py --taming
     CHECKOUT"]
 
 items
-  encode, decode    width 64, multipliers 1 1 2 2 4, 2 blocks, attention at 16 x 16, 1024 codes of 256; one 256 x 256
-  image stage1            the same at 128 x 128 with attention at 8 x 8, batch 2: a step of generator
-  and discriminator, LPIPS on VGG16
-                    (random weights: the work is the same), adaptive weight, Adam
+  encode, decode    64 base channels, multipliers 1 1 2 2 4, 2 residual blocks, attention at 16 x 16, 1024 codes of
+                    256; one image of 256 x 256
+  stage1            the same network at 128 x 128 with attention at 8 x 8, batch 2: one training step of generator and
+                    discriminator, LPIPS on VGG16 (random weights: the work is the same), adaptive weight, Adam
   nearest           65,536 vectors of 256 against 16,384 codes
 
-Without --peer our own reference path stands in: contiguous layout, upsampling before its convolution, the whole matrix
-of distances, and for stage1 the original's steps: a forward pass of the generator for each of the two losses, and three
-backward passes through the networks of the losses.
+Without --peer smalti is compared with a plain implementation in this file: contiguous layout, upsampling before its
+convolution, the whole matrix of distances, and for stage1 the original's two optimizer steps: a forward pass of the
+generator for each of the two losses, and three backward passes through the networks of the losses.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ OBJECTIVE = ObjectiveSettings(
         weight=0.8, start=0.0, ramp=0.0, lecam=0.0, discriminator=PatchSettings(norm="batch")
     ),
 )
-RATE = 4.5e-6
+BASE_LR = 4.5e-6  # the original's, per image of a batch
 
 
-def counted(run: Callable[[], object]) -> float:
-    """Billions of operations of one run with direct convolutions, of which Winograd's need fewer, so a fraction of the
-    floor can be above 1. The run may not ask for gradients in its midst (the counter cannot follow that)."""
+def count_gflop(run: Callable[[], object]) -> float:
+    """Billions of floating-point operations of one run with direct convolutions. Winograd's need fewer, so the fraction
+    of the floor can be above 1. `run` must not call `torch.autograd.grad`, which the counter cannot follow."""
     with patch.object(winograd, "is_supported", return_value=False), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e9
@@ -85,7 +86,7 @@ def encode() -> Workload:
     as_channels_last(model)
     images = random_images(1, 256).contiguous(memory_format=torch.channels_last)
     run = torch.no_grad()(lambda: model.encode(images))
-    return Workload(run, counted(run))
+    return Workload(run, count_gflop(run))
 
 
 def decode() -> Workload:
@@ -93,21 +94,25 @@ def decode() -> Workload:
     as_channels_last(model)
     latents = torch.randn(1, 256, 16, 16)
     run = torch.no_grad()(lambda: model.decode(latents))
-    return Workload(run, counted(run))
+    return Workload(run, count_gflop(run))
 
 
 def adam(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(module.parameters(), lr=2 * RATE, betas=(0.5, 0.9), fused=True)
+    return torch.optim.Adam(module.parameters(), lr=2 * BASE_LR, betas=(0.5, 0.9), fused=True)
 
 
-def score() -> ReconstructionLoss:
-    made = ReconstructionLoss(OBJECTIVE)
-    made.perceptual = Perceptual(vgg16())
-    return made
+def reconstruction_loss() -> ReconstructionLoss:
+    loss = ReconstructionLoss(OBJECTIVE)
+    loss.perceptual = Perceptual(vgg16())
+    return loss
 
 
 def stage1() -> Workload:
-    model, discriminator, distance = tokenizer(), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
+    model, discriminator, distance = (
+        tokenizer(),
+        PatchDiscriminator(OBJECTIVE.adversarial.discriminator),
+        reconstruction_loss(),
+    )
     for module in (model, discriminator):
         as_channels_last(module)
     images = random_images(2, 128).contiguous(memory_format=torch.channels_last)
@@ -132,8 +137,8 @@ def stage1() -> Workload:
         quantize=model.quantizer,
         schedule=AdversarialSchedule(generator=1.0, discriminator=1.0),
         lecam_ema=LeCam.start(),
-        lr=2 * RATE,
-        discriminator_lr=2 * RATE,
+        lr=2 * BASE_LR,
+        discriminator_lr=2 * BASE_LR,
     )
 
     def run() -> None:
@@ -152,7 +157,7 @@ def step_floor(model: VQGAN, discriminator: nn.Module, distance: ReconstructionL
             3: [lambda: model(images), lambda: distance.perceptual.target(images)],
             7: [lambda: discriminator(images)],
         }
-        return sum(times * counted(run) for times, runs in passes.items() for run in runs)
+        return sum(times * count_gflop(run) for times, runs in passes.items() for run in runs)
 
 
 def nearest_codes() -> Workload:
@@ -172,7 +177,7 @@ class PlainUpsample(nn.Module):
         return self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def plain(model: VQGAN) -> VQGAN:
+def with_plain_upsampling(model: VQGAN) -> VQGAN:
     upsamples = model.decoder.upsamples
     for level, upsample in enumerate(upsamples):
         if isinstance(upsample, Upsample):
@@ -183,26 +188,26 @@ def plain(model: VQGAN) -> VQGAN:
 def plain_encode() -> Workload:
     model, images = tokenizer().eval(), random_images(1, 256)
     run = torch.no_grad()(lambda: model.encode(images))
-    return Workload(run, counted(run))
+    return Workload(run, count_gflop(run))
 
 
 def plain_decode() -> Workload:
-    model, latents = plain(tokenizer()).eval(), torch.randn(1, 256, 16, 16)
+    model, latents = with_plain_upsampling(tokenizer()).eval(), torch.randn(1, 256, 16, 16)
     run = torch.no_grad()(lambda: model.decode(latents))
-    return Workload(run, counted(run))
+    return Workload(run, count_gflop(run))
 
 
 def plain_stage1() -> Workload:
-    """Two turns: every loss from a forward pass of its own, the adaptive weight from two backward passes more."""
+    """Two optimizer steps: each loss from its own forward pass, the adaptive weight from two more backward passes."""
     model, discriminator, distance = (
-        plain(tokenizer()),
+        with_plain_upsampling(tokenizer()),
         PatchDiscriminator(OBJECTIVE.adversarial.discriminator),
-        score(),
+        reconstruction_loss(),
     )
     optimizers = adam(model), adam(discriminator)
     images, last = random_images(2, 128), model.decoder.last_layer
 
-    def generator_turn() -> None:
+    def generator_step() -> None:
         reconstructions, quantized = model(images)
         total = distance(images, reconstructions).total
         adversarial = hinge_generator(discriminator(reconstructions))
@@ -212,16 +217,16 @@ def plain_stage1() -> Workload:
         (total + weight * adversarial + quantized.loss).backward()
         optimizers[0].step()
 
-    def discriminator_turn() -> None:
-        reconstructions, _ = model(images)  # with a graph that nothing asks for, as in the original
+    def discriminator_step() -> None:
+        reconstructions, _ = model(images)  # builds a graph that is not used, as the original does
         loss = hinge_discriminator(discriminator(images), discriminator(reconstructions.detach()))
         optimizers[1].zero_grad(set_to_none=True)
         loss.backward()
         optimizers[1].step()
 
     def run() -> None:
-        generator_turn()
-        discriminator_turn()
+        generator_step()
+        discriminator_step()
 
     return Workload(run, step_floor(model, discriminator, distance, images))
 

@@ -1,14 +1,15 @@
-"""Speed of stage 2 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
+"""Speed of stage 2 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line per item
+at the end.
 
     python benchmarks/stage2.py [--peer "python bench_original.py --taming CHECKOUT"]
 
 items
   stage2        GPT, vocabulary 1024, 8 layers, 8 heads, width 512, block 256, batch 4: forward, backward, AdamW
-  stage2-bf16   the same by run.precision=bf16-mixed, beside theirs in float32, all that the original has;
-  with the floor of float32
+  stage2-bf16   the same with run.precision=bf16-mixed, against the peer in float32 (the original has nothing else);
+                the floor is that of float32
 
-Without --peer our own reference path stands in: attention written out with a mask, and AdamW one parameter after the
-other.
+Without --peer smalti is compared with a plain implementation in this file: attention written out with
+a mask, and AdamW one parameter after the other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from smalti.prior import GPT, GPTSettings, nll, parameter_groups
 from smalti.training.config import OptimizerSettings
 from smalti.training.launcher import BFloat16
 from smalti.training.optimizer import build_optimizer
-from stage1 import counted
+from stage1 import count_gflop
 
 BATCH = 4
 SIZES = GPTSettings(
@@ -69,7 +70,7 @@ def step_floor() -> float:
     """Operations that no step can do without: a forward pass, as many for the gradient of each input, and
     of each weight."""
     plain, inputs = PlainGPT(network()), some_codes().flatten(1)
-    return 3 * counted(torch.no_grad()(lambda: plain(inputs)))
+    return 3 * count_gflop(torch.no_grad()(lambda: plain(inputs)))
 
 
 def stage2() -> Workload:

@@ -18,13 +18,13 @@ from smalti.core.version import __version__
 if TYPE_CHECKING:
     from smalti.evaluation.rejection_sampling import rejection_sample
     from smalti.generation.code_sampler import Sampler
-    from smalti.images.io import read_image, save_png, to_array, to_tensor
+    from smalti.images import read_image, save_png, to_array, to_tensor
     from smalti.pipeline import Pipeline
     from smalti.prior import Transformer, TransformerSettings
     from smalti.tokenizer.quantizers import VQSettings
     from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
-_HOMES = {
+_MODULES = {
     "Pipeline": "smalti.pipeline",
     "Sampler": "smalti.generation.code_sampler",
     "Transformer": "smalti.prior",
@@ -58,6 +58,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'smalti' has no attribute {name!r}")

@@ -154,7 +154,9 @@ def test_what_is_not_named_is_not_looked_for_here(
     monkeypatch.chdir(tmp_path)
     Path("scenes").mkdir()
     monkeypatch.setattr("smalti.hub.pretrained.read_json", lambda path: pytest.fail(f"{path} was read"))
-    monkeypatch.setattr("smalti.pipeline.here", lambda name: (_ for _ in ()).throw(SmaltiError(f"asked for {name}")))
+    monkeypatch.setattr(
+        "smalti.pipeline.resolve_model_path", lambda name: (_ for _ in ()).throw(SmaltiError(f"asked for {name}"))
+    )
     smalti.fails("sample", "--out", "out", sentence=rf"asked for {re.escape(str(SCENES))}$")
     with pytest.raises(SmaltiError, match=rf"asked for {re.escape(str(SCENES))}$"):
         Pipeline.from_pretrained()

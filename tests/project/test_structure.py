@@ -227,12 +227,12 @@ def test_the_only_table_of_modules_is_that_of_the_public_names() -> None:
     (table,) = [
         node.value
         for node in TREES[holders[0]].body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_MODULES"
     ]
-    homes = ast.literal_eval(table)
-    assert set(homes) | {"SmaltiError", "__version__"} == set(smalti.__all__)
-    for name, home in homes.items():
-        assert getattr(smalti, name) is getattr(importlib.import_module(home), name)
+    modules = ast.literal_eval(table)
+    assert set(modules) | {"SmaltiError", "__version__"} == set(smalti.__all__)
+    for name, module in modules.items():
+        assert getattr(smalti, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match="no attribute 'VQGGAN'"):
         smalti.VQGGAN  # noqa: B018
 

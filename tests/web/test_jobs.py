@@ -15,7 +15,7 @@ from smalti.web import jobs as jobs_module
 from smalti.web.jobs import Cancelled, Job, JobQueue, Outcome, Report, ResultImage, Task
 from smalti.web.limits import Limits, Refusal
 from smalti.web.pace import Pace
-from smalti.web.sessions import IDLE, MAX_JOBS, Sessions
+from smalti.web.sessions import IDLE_SECONDS, MAX_JOBS, Sessions
 
 LIMITS = Limits(waiting=6, waiting_per_session=3, waiting_per_address=4, sessions=4, sessions_per_address=3, results=1)
 
@@ -231,7 +231,7 @@ def test_only_idle_sessions_are_closed_to_make_room() -> None:
     with pytest.raises(Refusal, match="4 pages are open") as error:
         sessions.open("b")  # all were seen a moment ago
     assert error.value.status == 503
-    clock.seconds = IDLE + 1
+    clock.seconds = IDLE_SECONDS + 1
     opened[0].jobs["j"] = job_of("waiting")
     sessions.find(opened[1].key)
     new = sessions.open("b")

@@ -65,7 +65,7 @@ def push(
 
 
 def _runs(model: Path) -> dict[str, Run]:
-    """A run folder, or a folder of two -> runs by the kind of their model."""
+    """A run folder, or a folder with runs of a tokenizer and a prior -> "tokenizer" or "prior" -> the run."""
     from smalti.core.settings import read_yaml
     from smalti.hub.model_cards import Run
     from smalti.hub.pretrained import is_smalti_folder

@@ -1,4 +1,4 @@
-"""The table of all conditions: saved settings -> the condition."""
+"""The registry of conditions: saved settings and their folder -> the condition."""
 
 from __future__ import annotations
 

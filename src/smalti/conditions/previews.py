@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 Pixels = npt.NDArray[np.uint8]
 
-_GOLDEN_ANGLE = 0.3819660112501051  # of a whole turn; no two multiples come close, however many there are
+_GOLDEN_ANGLE = 0.3819660112501051  # as a fraction of a full turn; multiples of it never come close to each other
 
 
 def render_text(text: str) -> Pixels:
@@ -25,9 +25,9 @@ def render_text(text: str) -> Pixels:
 
 
 def palette(count: int) -> Pixels:
-    """-> `count` different colors (count,3), most different for adjacent classes, and always the same.
+    """`count` classes -> their colors (count,3), always the same ones.
 
-    Adjacent hues differ by the golden angle.
+    Hues of adjacent classes differ by the golden angle, so they are easy to tell apart.
     """
     colors = [colorsys.hsv_to_rgb(index * _GOLDEN_ANGLE % 1, 0.8, 0.85) for index in range(count)]
     levels: Pixels = (np.array(colors).reshape(count, 3) * 255).round().astype(np.uint8)

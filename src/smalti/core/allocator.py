@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # names of the settings in glibc's malloc.h
-KEPT = 2**31 - 1  # the largest int, 2 GiB
+MAX_INT = 2**31 - 1  # thresholds of 2 GiB: nothing smaller is returned
 PADDING = 2**26
 """Bytes by which the heap grows beyond each request."""
 
@@ -17,9 +17,9 @@ def keep_memory() -> bool:
     Returns whether it is kept.
 
     By default glibc returns freed blocks of some MiB to the system, and the next feature map of a convolution is new
-    memory, whose pages the system first fills with zeros. This takes a fifth and more of the time in which a CPU
-    encodes or decodes an image (docs/log.md). The peak of memory does not change; the process keeps it until it ends.
-    Call it once, at the start, as smalti's commands do. Systems other than Linux with glibc are not changed.
+    memory, whose pages the system first fills with zeros. This takes a fifth or more of the time in which a CPU
+    encodes or decodes an image (docs/log.md). Peak memory does not change, but the process keeps it until it ends.
+    Call this function once, at the start, as smalti's commands do. It does nothing on systems without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -27,7 +27,7 @@ def keep_memory() -> bool:
         set_option = ctypes.CDLL("libc.so.6").mallopt
         return all(
             set_option(option, value) == 1
-            for option, value in ((MMAP_THRESHOLD, KEPT), (TRIM_THRESHOLD, KEPT), (TOP_PAD, PADDING))
+            for option, value in ((MMAP_THRESHOLD, MAX_INT), (TRIM_THRESHOLD, MAX_INT), (TOP_PAD, PADDING))
         )
     return False
 
@@ -35,8 +35,8 @@ def keep_memory() -> bool:
 def release_memory() -> bool:
     """Return the freed memory of this process to the system. Returns whether any was returned.
 
-    A server calls it after each job, so that a large image does not stay in the process's size. Systems other than
-    Linux with glibc are not changed.
+    A server calls it after each job, so that the memory of a large image is not kept. It does nothing on systems
+    without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""One set of images against another, or against statistics of one: FID and what is computed like it.
+"""Scores of a set of images against a reference set or its statistics: FID, KID, precision and others.
 
 N images.
 """
@@ -37,8 +37,8 @@ from smalti.images.resizing import resize_shorter
 SAMPLERS_READ = 16
 """Number of sample files whose settings are read."""
 
-SHOWN, SHOWN_SIDE = 8, 160
-"""Images of each set that are kept to be shown, and the most pixels of their shorter sides."""
+NUM_EXAMPLES, EXAMPLE_SIDE = 8, 160
+"""Number of example images of each set for the report, and the largest shorter side in pixels."""
 
 
 class Available(NamedTuple):
@@ -46,7 +46,7 @@ class Available(NamedTuple):
 
     protocol: SetProtocol
     note: str
-    """What was put in place of what, or ""."""
+    """Which network replaces which, or ""."""
 
 
 def with_available_network(protocol: SetProtocol) -> Available:
@@ -103,18 +103,18 @@ def measure_sets(
     if second is not None:
         other = StatisticsAccumulator(network, features, total=len(second), score=False, device=device)
         _gather(second, other, batch=batch, device=device, counter=counter)
-        fresh = other.statistics(made=_made(second, protocol, network))
+        fresh = other.statistics(made=_provenance(second, protocol, network))
         fresh = replace(fresh, notes=(*second.notes(), *fresh.notes))
         known = fresh if known is None else replace(known, features=fresh.features, notes=fresh.notes)
         data = data or second.described()
-        unlike = _unlike_sizes(first, second)
+        unlike = _size_mismatch_note(first, second)
         if statistics is not None and not isinstance(reference, Statistics):
             write_statistics(statistics, fresh)
     assert known is not None, "a reference is images, statistics or both"
-    ours = gathered.statistics()
-    ours = replace(ours, notes=(*first.notes(), *ours.notes))
-    scored = score_sets(ours, known, protocol=features, network=network, score=gathered.score)
-    maker, differing = _maker(first)
+    sample_statistics = gathered.statistics()
+    sample_statistics = replace(sample_statistics, notes=(*first.notes(), *sample_statistics.notes))
+    scored = score_sets(sample_statistics, known, protocol=features, network=network, score=gathered.score)
+    maker, differing = _sample_settings(first)
     return Measured(
         kind="folders",
         scores=scored.values,
@@ -124,15 +124,15 @@ def measure_sets(
         networks={features.network: network.fingerprint()},
         data=data or {},
         samples={**first.described(), "made_by": maker},
-        notes=(*_unknown(reference), *unlike, *differing, *scored.notes),
-        examples=(*_shown(first, "sample"), *(() if second is None else _shown(second, "reference"))),
+        notes=(*_unknown_protocol_note(reference), *unlike, *differing, *scored.notes),
+        examples=(*_example_images(first, "sample"), *(() if second is None else _example_images(second, "reference"))),
     )
 
 
 def _reference(
     given: Source | Statistics, protocol: SetProtocol, network: FeatureNetwork, cache: Path | None
 ) -> tuple[Statistics | None, PreparedImages | None]:
-    """What is known of the reference already, and the images that must still be looked at."""
+    """The statistics of the reference that exist already, and the images that must still be read."""
     if isinstance(given, Statistics):
         if given.made is not None:
             _check_provenance(given, _settings(protocol, network), where="the reference file")
@@ -145,12 +145,12 @@ def _reference(
     kept = read_statistics(cache)
     if kept.made is None:
         raise SmaltiError(f"{cache} was not written by smalti; give it as the reference itself, in place of the images")
-    _check_provenance(kept, _made(prepared, protocol, network), where=str(cache))
+    _check_provenance(kept, _provenance(prepared, protocol, network), where=str(cache))
     return kept, None
 
 
 def _check_provenance(statistics: Statistics, wanted: Mapping[str, Any], *, where: str) -> None:
-    """Raise `SmaltiError` unless the statistics were made as is wanted."""
+    """Raise `SmaltiError` unless the statistics were computed with the settings `wanted`."""
     made = statistics.made or {}
     for key, value in wanted.items():
         if made.get(key) != value:
@@ -160,8 +160,8 @@ def _check_provenance(statistics: Statistics, wanted: Mapping[str, Any], *, wher
             )
 
 
-def _made(prepared: PreparedImages, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
-    """All that statistics of a reference depend on, as plain values."""
+def _provenance(prepared: PreparedImages, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
+    """Everything that statistics of a reference depend on, as plain values."""
     return {
         "name": prepared.source.path.name,
         "identity": identity(prepared.source),
@@ -171,7 +171,7 @@ def _made(prepared: PreparedImages, protocol: SetProtocol, network: FeatureNetwo
 
 
 def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
-    """Of what statistics depend on, that part which does not depend on the images."""
+    """The settings that statistics depend on, apart from the images."""
     features = protocol.features
     comparing = {"kept": features.kept, "kept_seed": features.kept_seed} if COMPARING & set(features.scores) else {}
     return {
@@ -192,7 +192,7 @@ def _gather(
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:
-    """A reference that came as statistics, as it is in a result."""
+    """A reference given as statistics -> its description in a result."""
     images = statistics.pool.images
     if statistics.made is not None:
         return {"name": statistics.made["name"], "identity": statistics.made["identity"], "images": images}
@@ -200,7 +200,7 @@ def _described(statistics: Statistics) -> dict[str, Any]:
     return {"name": "statistics of another program", "identity": digest.hexdigest()[:16], "images": images}
 
 
-def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
+def _unknown_protocol_note(reference: Source | Statistics) -> tuple[str, ...]:
     if not isinstance(reference, Statistics) or reference.made is not None:
         return ()
     return (
@@ -209,14 +209,14 @@ def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
     )
 
 
-def _shown(prepared: PreparedImages, rank: str) -> Iterator[ExampleImage]:
-    for name, array in prepared.examples(SHOWN):
-        small = array if min(array.shape[:2]) <= SHOWN_SIDE else resize_shorter(array, SHOWN_SIDE)
+def _example_images(prepared: PreparedImages, rank: str) -> Iterator[ExampleImage]:
+    for name, array in prepared.examples(NUM_EXAMPLES):
+        small = array if min(array.shape[:2]) <= EXAMPLE_SIDE else resize_shorter(array, EXAMPLE_SIDE)
         pixels = to_array(to_tensor(small))
         yield ExampleImage(rank, name, {}, pixels, pixels)
 
 
-def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, ...]:
+def _size_mismatch_note(first: PreparedImages, second: PreparedImages) -> tuple[str, ...]:
     if len(first.sizes) != 1 or len(second.sizes) != 1 or first.sizes == second.sizes:
         return ()
     (a,), (b,) = first.sizes, second.sizes
@@ -226,7 +226,7 @@ def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, .
     )
 
 
-def _maker(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _sample_settings(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say about the model and the sampler that made them, and a note where they differ."""
     file_settings: list[dict[str, Any]] = []
     for index in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):

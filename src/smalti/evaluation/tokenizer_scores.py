@@ -54,7 +54,7 @@ class _Reconstructions(NamedTuple):
 
 @torch.no_grad()
 def _reconstruct(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Reconstructions:
-    """Images (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
+    """Images (B,H,W,C) uint8 or uint16 -> originals, reconstructions and codes; both images are on 8-bit levels."""
     device = next(tokenizer.parameters()).device
     originals = to_tensor(pixels)
     reconstructions, quantized = tokenizer(originals.to(device))
@@ -124,7 +124,7 @@ def measure_tokenizer(
         notes=(
             *networks.notes,
             *prepared.notes(),
-            *_gaps(values, prepared, protocol, networks),
+            *_undefined_notes(values, prepared, protocol, networks),
             *sparse_codebook_note(use),
             *scored.notes,
         ),
@@ -153,7 +153,7 @@ def _similarities(
 
 
 def _hatch_period(tokenizer: VQGAN) -> int:
-    """The side of the squares that the decoder unfolds, or f where it doubles its maps."""
+    """The patch size if the decoder unfolds patches, else f: the period of its upsampling."""
     autoencoder = tokenizer.settings.autoencoder
     return autoencoder.patch_size if autoencoder.patch_size > 1 else autoencoder.factor
 
@@ -165,7 +165,7 @@ def _hatch(reconstructions: PowerSpectrum, images: PowerSpectrum, *, period: int
     return {"hatch": hatch(reconstructions.mean(), period=period) / hatch(images.mean(), period=period)}
 
 
-def _gaps(
+def _undefined_notes(
     values: ImageValues, prepared: PreparedImages, protocol: TokenizerProtocol, networks: PretrainedNetworks
 ) -> list[str]:
     """Notes on measures that are not defined for some or all of the images."""
@@ -183,7 +183,7 @@ def _gaps(
 
 
 def _score_sets(sets: list[StatisticsAccumulator], protocol: TokenizerProtocol) -> Scores:
-    """The reconstructions against the originals of the same images, in names of their own: `rfid` is such an FID."""
+    """Scores of the set of reconstructions against the set of originals, with names of their own: `rfid` for FID."""
     if not sets or protocol.features is None:
         return Scores({}, {}, {}, [])
     reconstructed, reference = sets

@@ -31,7 +31,7 @@ class KnownScenes(NamedTuple):
     """(M,1,H,W) in [-1,1], each from its nearest to its farthest"""
 
     def at(self, indices: Tensor) -> KnownScenes:
-        """Some of them."""
+        """The scenes with these indices."""
         return KnownScenes(*(each[indices] for each in self))
 
 

@@ -20,27 +20,28 @@ from smalti.training.stage2 import VALIDATION_IMAGES
 T = TypeVar("T", TokenizerTraining, PriorTraining)
 
 MAP_SHARE = 0.5
-"""Images that the tokenizer of a map sees, as a share of those of the images' tokenizer: maps are easier."""
+"""Images that the tokenizer of a map sees, as a fraction of those that the images' tokenizer sees: maps are
+easier."""
 TIME_SHARES = {"tokenizer": 0.5, "map": 0.1}
-"""Shares of the time for the tokenizer and for that of each map; the prior has what is left."""
+"""Fractions of the time for the tokenizer and for that of each map; the prior gets the rest."""
 RESULTS_SHARE = 0.04
-"""Share of the time for samples and the page."""
+"""Fraction of the time for samples and the page."""
 ENCODING_COST = 0.15
-"""The time to encode a crop, as a share of a training step's time for it."""
+"""The time to encode a crop, as a fraction of the time in which the tokenizer trains on it."""
 MAX_ENCODING_SHARE = 0.15
-"""Share of the time that encoding takes at most; there are fewer crops of each image where it would take more."""
+"""The largest fraction of the time for encoding; to keep it, fewer crops of each image are encoded."""
 REFUSED_ENCODING_SHARE = 0.4
-"""A time of which encoding each image once takes a larger share is too short."""
+"""If encoding each image once takes a larger fraction of the time, the time is refused as too short."""
 MIN_STEPS = 20
-"""A training of fewer steps teaches nothing."""
-REPORTS, CHECKPOINTS = 50, 12
-"""A training whose length the time decides reports and saves its state so often, ..."""
+"""A training with fewer steps is refused: it would learn nothing."""
+NUM_REPORTS, NUM_CHECKPOINTS = 50, 12
+"""How often a training whose length follows from the time reports metrics and saves its state, ..."""
 MAX_VALIDATIONS, VALIDATION_COST = 8, 0.5
-"""... and looks at held-out images at most so often, and at no more of them in all than this share
-of those it trains on."""
+"""... and how often it validates at most; all validations together read at most this fraction of the number of images
+that it trains on."""
 CONDITION_CODES = 1024
 PREFIX_CODES = {"labels": 1, "text": 64, "layout": 91}
-"""Codes of conditions as far as they are known before encoding, for estimates of time."""
+"""Numbers of condition codes that are assumed before encoding, to estimate times."""
 
 
 class Plan(NamedTuple):
@@ -120,7 +121,7 @@ def _map_training(request: FitRequest, tokenizer: TokenizerTraining, condition: 
 
 
 def codes_read(plan: Plan, conditions: Sequence[FoundCondition]) -> CodesRead:
-    """What the prior will read, as far as it is known before the images are encoded: enough to estimate its pace."""
+    """An estimate, before the images are encoded, of the codes that the prior will read; enough to measure its pace."""
     f, (height, width) = plan.tokenizer.model.autoencoder.factor, plan.tokenizer.images.size
     grid = height // f, width // f
     lengths = [PREFIX_CODES.get(each.name, math.prod(grid)) for each in conditions]
@@ -147,8 +148,8 @@ class FitSchedule(NamedTuple):
 
 
 def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) -> FitSchedule:
-    """The plan, the speed of this machine, the number of images, and a time for all of it, None for the recipe's
-    lengths -> the lengths of all trainings.
+    """The plan, the speed of this machine, the number of images, and the time for the whole fit (None: the recipe's
+    lengths) -> the lengths of all trainings.
 
     Raises `SmaltiError` for a time in which too little can be learned.
     """
@@ -175,12 +176,12 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
     else:
         estimates["results"] = RESULTS_SHARE * seconds
         estimates["prior"] = seconds - sum(estimates.values())
-        lengths["prior"] = prior_length(plan.prior, estimates["prior"], paces.prior, images_codes(plan))
+        lengths["prior"] = prior_length(plan.prior, estimates["prior"], paces.prior, codes_per_image(plan))
         _check_long_enough(plan, lengths, seconds)
     return FitSchedule(lengths, copies, {name: round(value, 2) for name, value in estimates.items()})
 
 
-def images_codes(plan: Plan) -> int:
+def codes_per_image(plan: Plan) -> int:
     """Codes per image."""
     return math.prod(codes_read(plan, ()).grid)
 
@@ -199,7 +200,7 @@ def _check_long_enough(plan: Plan, lengths: Mapping[str, int], seconds: float) -
     """Raise `SmaltiError` if the tokenizer or the prior would make too few steps."""
     steps = {
         "tokenizer": lengths["tokenizer"] / plan.tokenizer.run.batch,
-        "prior": lengths["prior"] / (plan.prior.run.batch * images_codes(plan)),
+        "prior": lengths["prior"] / (plan.prior.run.batch * codes_per_image(plan)),
     }
     for name, count in steps.items():
         if count < MIN_STEPS:
@@ -215,20 +216,20 @@ def with_lengths(plan: Plan, lengths: Mapping[str, int], *, copies: int, images:
 
     A training with another length than in the recipe reports, validates and saves as often as that length needs.
     """
-    maps = {name: _tokenizer_of_length(each, lengths[map_step(name)], images) for name, each in plan.maps.items()}
+    maps = {name: _tokenizer_with_length(each, lengths[map_step(name)], images) for name, each in plan.maps.items()}
     prior = replace(plan.prior, encode=replace(plan.prior.encode, copies=copies or plan.prior.encode.copies))
     held_out = min(images * prior.encode.images.validation, VALIDATION_IMAGES)
-    seen = lengths["prior"] / images_codes(plan)
+    seen = lengths["prior"] / codes_per_image(plan)
     return Plan(
-        _tokenizer_of_length(plan.tokenizer, lengths["tokenizer"], images),
+        _tokenizer_with_length(plan.tokenizer, lengths["tokenizer"], images),
         maps,
-        _of_length(prior, lengths["prior"], validations=_validations(seen, held_out)),
+        _with_length(prior, lengths["prior"], validations=_validations(seen, held_out)),
     )
 
 
-def _tokenizer_of_length(training: TokenizerTraining, length: int, images: int) -> TokenizerTraining:
+def _tokenizer_with_length(training: TokenizerTraining, length: int, images: int) -> TokenizerTraining:
     held_out = min(images * training.images.validation, training.images.validation_images)
-    return _of_length(training, length, validations=_validations(length, held_out))
+    return _with_length(training, length, validations=_validations(length, held_out))
 
 
 def _validations(seen: float, held_out: float) -> int:
@@ -236,7 +237,7 @@ def _validations(seen: float, held_out: float) -> int:
     return max(min(math.floor(VALIDATION_COST * seen / max(held_out, 1)), MAX_VALIDATIONS), 1)
 
 
-def _of_length(training: T, length: int, *, validations: int) -> T:
+def _with_length(training: T, length: int, *, validations: int) -> T:
     if length == training.run.total:
         return training
     run: Any = training.run.with_total(length)
@@ -244,9 +245,9 @@ def _of_length(training: T, length: int, *, validations: int) -> T:
         training,
         run=replace(
             run,
-            log_every=math.ceil(length / REPORTS),
+            log_every=math.ceil(length / NUM_REPORTS),
             validate_every=math.ceil(length / validations),
             sample_every=math.ceil(length / 2),
-            checkpoint_every=math.ceil(length / CHECKPOINTS),
+            checkpoint_every=math.ceil(length / NUM_CHECKPOINTS),
         ),
     )

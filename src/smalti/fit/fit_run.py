@@ -35,8 +35,8 @@ from smalti.fit.fit_page import page_values
 from smalti.fit.fit_plan import (
     Paces,
     Plan,
+    codes_per_image,
     codes_read,
-    images_codes,
     make_plan,
     map_step,
     prior_length,
@@ -241,7 +241,7 @@ class _Fit:
         pace = measure_prior_pace(training, codes, seconds=self._pace_seconds())
         spent = sum(self.state.seconds.values())
         left = max(self.seconds - spent - self.state.estimates["results"], 0.1 * self.seconds)
-        length = prior_length(training, left, pace, images_codes(self.plan))
+        length = prior_length(training, left, pace, codes_per_image(self.plan))
         self._save(
             lengths={**self.state.lengths, "prior": length},
             estimates={**self.state.estimates, "prior": round(length * pace, 2)},

@@ -26,9 +26,9 @@ Size: TypeAlias = tuple[int, int]
 """(H, W) in pixels."""
 
 MAX_DECODED = 5000
-"""Of a larger data set so many images, evenly spread, are decoded to find damaged ones and their sizes."""
-LISTED = 5
-"""So many names of damaged or duplicate files are kept."""
+"""The most images that are decoded, evenly spread, to find their sizes and damaged files."""
+MAX_LISTED = 5
+"""The most names of damaged and of duplicate files that are kept."""
 
 
 @settings
@@ -69,7 +69,7 @@ class _Decoded(NamedTuple):
 
 
 def inspect_images(source: Source, *, size: Size, channels: int, progress: Callable[[int, int], object]) -> Inspection:
-    """Images, the (H, W) that they are cropped to and the channels of the tokenizer -> what there is to know of them.
+    """Images, the (H, W) that they are cropped to and the channels of the tokenizer -> the properties of the data set.
 
     `progress` is called with the number of images decoded and their total. Raises `SmaltiError` for a single image, and
     where too many are damaged to train on.
@@ -87,7 +87,7 @@ def inspect_images(source: Source, *, size: Size, channels: int, progress: Calla
             f"{len(damaged):,} of {len(chosen):,} images in {source.path} are damaged, first {damaged[0]}; remove or "
             "repair them"
         )
-    twins = list(_duplicates(source))
+    duplicates = list(_duplicates(source))
     ordered = sorted(decoded.sizes, key=lambda each: (min(each), max(each)))
     zooms = [max(size[0] / height, size[1] / width) for height, width in ordered]
     counts = Counter(image.label for image in source.images)
@@ -103,16 +103,16 @@ def inspect_images(source: Source, *, size: Size, channels: int, progress: Calla
         enlarged=sum(1 < zoom <= 2 for zoom in zooms),
         outside=round(statistics.fmean(_outside(full, size) for full in ordered), 4),
         damaged=len(damaged),
-        damaged_files=tuple(damaged[:LISTED]),
-        duplicates=len(twins),
-        duplicate_files=tuple(twins[:LISTED]),
+        damaged_files=tuple(damaged[:MAX_LISTED]),
+        duplicates=len(duplicates),
+        duplicate_files=tuple(duplicates[:MAX_LISTED]),
     )
 
 
 def _decode(
     source: Source, images: Sequence[ImageEntry], channels: int, progress: Callable[[int, int], object]
 ) -> _Decoded:
-    """Images -> the sizes of the good ones, and the others as sentences."""
+    """Images -> the sizes of those that can be read, and a sentence for each damaged one."""
     found = _Decoded([], [])
     for done, image in enumerate(images, 1):
         try:

@@ -25,7 +25,7 @@ from smalti.hub.bundled_models import model_path
 
 FORMAT = 1
 CONFIG, WEIGHTS = hugging_face.PARTS
-_CONVERT = "Another program's checkpoint is taken over by: smalti convert SOURCE DESTINATION"
+_CONVERT = "To convert another program's checkpoint: smalti convert SOURCE DESTINATION"
 
 
 class Saved(NamedTuple):
@@ -37,7 +37,7 @@ class Saved(NamedTuple):
     settings: dict[str, Any]
     """Plain values from which the model is built."""
     about: dict[str, Any]
-    """What else is worth knowing: the version that wrote it, the data, the tokenizer's fingerprint."""
+    """Metadata: the version that wrote it, the data, the tokenizer's fingerprint."""
 
 
 def save_model(
@@ -58,8 +58,8 @@ def round_to_half_precision(module: nn.Module) -> None:
 
 
 def save_in_half_precision(folder: Path) -> None:
-    """Keep the float32 weights of all models in `folder` in half precision: half the size; they are read as float32
-    again."""
+    """Rewrite the float32 weights of all models in `folder` in half precision, at half the size. They are read as
+    float32."""
     for path in sorted(folder.rglob(WEIGHTS)):
         weights = load_file(path)
         small = {name: each.half() if each.dtype == torch.float32 else each for name, each in weights.items()}
@@ -105,7 +105,7 @@ def resolve_model_path(name: str | Path) -> Path:
     """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of
     that model.
 
-    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not queried.
+    If a local folder has the name of a Hub id's owner, the id is taken for a mistyped path and the Hub is not queried.
     Raises `SmaltiError` for such a name, and when the Hub has no such model.
     """
     path = model_path(name)
@@ -121,7 +121,7 @@ def resolve_model_path(name: str | Path) -> Path:
 
 
 def is_smalti_folder(path: Path) -> bool:
-    """Whether there is a model folder of ours at `path`, or a run folder of ours, with a model in it or none yet."""
+    """Whether `path` is a model folder or a run folder that smalti wrote; a run may have no model yet."""
     for config in (path / CONFIG, path / "model" / CONFIG):
         if config.is_file():
             values = read_json(config)

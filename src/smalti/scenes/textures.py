@@ -1,8 +1,8 @@
-"""Coordinates -> noise: the material every surface of the painted landscapes is made of.
+"""Noise textures for the surfaces of the scenes: coordinates -> noise.
 
-A handful of periodic noise tiles is made once per process, always the same ones, each with its halved copies. An image
-reads them at its own offsets and scales. Reading takes the copy whose detail fits the grid, so the same window of a
-tile looks the same at any resolution, only sharper.
+Four periodic noise tiles with mipmaps (copies at half the resolution, a quarter, and so on) are computed once per
+process from fixed seeds. Images sample them at their own offsets and scales. The mipmap level follows from the spacing
+of the coordinates, so a window of a tile looks alike at every resolution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 _SIDE = 1024  # points along a side of the finest tile
-_HALVINGS = 6
+_MIPMAP_LEVELS = 6
 _PERIOD = 64  # lattice points of a profile before it repeats
 
 # name -> (amplitude falls with frequency to this power, waves per tile below which there is nothing)
@@ -24,28 +24,28 @@ _SPECTRA = {"billow": (1.75, 2.0), "rough": (1.25, 5.0), "grain": (0.5, 24.0), "
 
 @cache
 def _tile(name: str) -> tuple[Floats, ...]:
-    """The tile `name` and its halved copies, mean 0 and deviation 1."""
+    """The mipmaps of the tile `name`, the finest first, with mean 0 and standard deviation 1."""
     power, lowest = _SPECTRA[name]
     generator = np.random.Generator(np.random.PCG64(sum(name.encode())))
     spectrum = np.fft.rfft2(generator.standard_normal((_SIDE, _SIDE)))
     rows, columns = np.fft.fftfreq(_SIDE, 1 / _SIDE)[:, None], np.fft.rfftfreq(_SIDE, 1 / _SIDE)[None, :]
     frequency = np.hypot(rows, columns)
     shaped = spectrum * np.where(frequency < lowest, 0.0, np.maximum(frequency, 1.0) ** -power)
-    if name == "slope":  # the slope, seen from a light at the left and above, of ridged ground: facets, not clouds
+    if name == "slope":  # shading of ridged ground lit from the upper left: facets instead of clouds
         ridged = -np.abs(np.fft.irfft2(shaped * np.maximum(frequency, 1.0) ** -0.75, s=(_SIDE, _SIDE)))
         field = 2 * ridged - np.roll(ridged, 2, axis=1) - np.roll(ridged, 1, axis=0)
     else:
         field = np.fft.irfft2(shaped, s=(_SIDE, _SIDE))
     field = np.clip((field - field.mean()) / field.std(), -3.0, 3.0)
     copies = [field.astype(np.float32)]
-    for _ in range(_HALVINGS):
+    for _ in range(_MIPMAP_LEVELS):
         last = copies[-1]
         copies.append((last[::2, ::2] + last[1::2, ::2] + last[::2, 1::2] + last[1::2, 1::2]) / np.float32(4))
     return tuple(copies)
 
 
 def clamp(values: npt.ArrayLike, low: float, high: float) -> Floats:
-    """`values` held between `low` and `high`; on small arrays several times faster than numpy's own."""
+    """`values` clamped to [`low`, `high`]; several times faster than `numpy.clip` on small arrays."""
     clamped = np.asarray(np.maximum(values, low), dtype=np.float32)
     return np.minimum(clamped, high, out=clamped)
 
@@ -65,16 +65,16 @@ def texture(name: str, rows: Floats, columns: Floats) -> Floats:
         [abs(rows[-1] - rows[0]) / max(len(rows) - 1, 1), abs(columns[-1] - columns[0]) / max(len(columns) - 1, 1)]
     )
     step = float(np.sqrt(np.maximum(steps[0], 1e-6) * np.maximum(steps[1], 1e-6))) * _SIDE
-    level = copies[int(np.clip(np.floor(np.log2(max(step, 1.0)) + 0.25), 0, _HALVINGS))]
+    level = copies[int(np.clip(np.floor(np.log2(max(step, 1.0)) + 0.25), 0, _MIPMAP_LEVELS))]
     side = len(level)
     low, high, share = _weights(rows, side)
-    across = _between(level.take(low, axis=0), level.take(high, axis=0), share[:, None])
+    across = _lerp(level.take(low, axis=0), level.take(high, axis=0), share[:, None])
     low, high, share = _weights(columns, side)
-    return _between(across.take(low, axis=1), across.take(high, axis=1), share[None, :])
+    return _lerp(across.take(low, axis=1), across.take(high, axis=1), share[None, :])
 
 
-def _between(first: Floats, second: Floats, share: Floats) -> Floats:
-    """From `first` (share 0) to `second` (share 1); both arrays are used up."""
+def _lerp(first: Floats, second: Floats, share: Floats) -> Floats:
+    """Linear interpolation from `first` (share 0) to `second` (share 1); overwrites both arrays."""
     second -= first
     second *= share
     first += second

@@ -273,7 +273,7 @@ class MetricsWriter:
             self._progress.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")
 
     def notes(self) -> dict[str, Any]:
-        """The state of the reports as plain values; the constructor takes it."""
+        """The state of the metrics as plain values, from which the constructor restores it."""
         return {
             "running_metrics": self.running.notes(),
             "diagnostics": self.diagnostics.active,

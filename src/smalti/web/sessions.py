@@ -16,7 +16,7 @@ from typing import final
 from smalti.web.jobs import Job
 from smalti.web.limits import Limits, busy, too_many, unknown
 
-IDLE = 120.0
+IDLE_SECONDS = 120.0
 """Seconds without a request after which a session may be closed to make room for another one."""
 MAX_JOBS = 24
 """Jobs of a session that are remembered; older ones that are over are forgotten."""
@@ -29,7 +29,7 @@ class Session:
     def __init__(self, address: str) -> None:
         self.key, self.address = secrets.token_urlsafe(24), address
         self.jobs: OrderedDict[str, Job] = OrderedDict()
-        self.seen = time.monotonic()
+        self.last_seen = time.monotonic()
 
     @property
     def is_busy(self) -> bool:
@@ -65,46 +65,48 @@ class Sessions:
         with self._lock:
             session = self._known.get(key)
             if session is not None:
-                session.seen = self._now()
+                session.last_seen = self._now()
             return session
 
     def open(self, address: str) -> Session:
-        """A new session of an address. An idle one is closed where there is no room: of the same address if that has
-        its share already.
+        """Open a session for an address. If there is no room, the longest idle session is closed, one of the same
+        address if that has its share already.
 
         Raises `Refusal` if no session is idle. A session with a waiting or running job is never closed.
         """
         with self._lock:
             own = [session for session in self._known.values() if session.address == address]
             if len(own) >= self._limits.sessions_per_address:
-                self._close_one(own, least=0.0, refusal=too_many("your network has too many open pages; close some"))
+                self._close_one(own, min_idle=0.0, refusal=too_many("your network has too many open pages; close some"))
             elif len(self._known) >= self._limits.sessions:
-                everybody = list(self._known.values())
+                all_sessions = list(self._known.values())
                 refusal = busy(f"{self._limits.sessions} pages are open, the most that are served; try again later")
-                self._close_one(everybody, least=IDLE, refusal=refusal)
+                self._close_one(all_sessions, min_idle=IDLE_SECONDS, refusal=refusal)
             session = Session(address)
-            session.seen = self._now()
+            session.last_seen = self._now()
             self._known[session.key] = session
             return session
 
-    def _close_one(self, sessions: list[Session], *, least: float, refusal: Exception) -> None:
-        """Close the session that has been idle for longest, if for `least` seconds or more."""
-        closable = [one for one in sessions if not one.is_busy and self._now() - one.seen >= least]
+    def _close_one(self, sessions: list[Session], *, min_idle: float, refusal: Exception) -> None:
+        """Close the session that has been idle for longest, if for `min_idle` seconds or more."""
+        closable = [
+            session for session in sessions if not session.is_busy and self._now() - session.last_seen >= min_idle
+        ]
         if not closable:
             raise refusal
-        del self._known[min(closable, key=lambda one: one.seen).key]
+        del self._known[min(closable, key=lambda session: session.last_seen).key]
 
     def add(self, session: Session, job: Job) -> None:
-        """A job of a session, which remembers the newest `MAX_JOBS`. Finished images beyond `limits.results` are
-        forgotten, first the oldest of the session that holds most."""
+        """Add a job to a session, which keeps its newest `MAX_JOBS`. While finished images exceed `limits.results`, the
+        session with the most of them forgets its oldest."""
         with self._lock:
             session.jobs[job.key] = job
-            over = [key for key, one in session.jobs.items() if one.is_over]
-            for key in over[: max(len(session.jobs) - MAX_JOBS, 0)]:
+            finished = [key for key, job in session.jobs.items() if job.is_over]
+            for key in finished[: max(len(session.jobs) - MAX_JOBS, 0)]:
                 del session.jobs[key]
-            while sum(one.size for one in self._known.values()) > self._limits.results * 2**20:
-                largest = max(self._known.values(), key=lambda one: one.size)
-                del largest.jobs[next(key for key, one in largest.jobs.items() if one.size)]
+            while sum(session.size for session in self._known.values()) > self._limits.results * 2**20:
+                largest = max(self._known.values(), key=lambda session: session.size)
+                del largest.jobs[next(key for key, job in largest.jobs.items() if job.size)]
 
     def job(self, session: Session | None, key: str) -> Job:
         """The job of a session by its name. Raises `Refusal` for an unknown one, and for one of another session."""

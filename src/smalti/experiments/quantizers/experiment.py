@@ -1,8 +1,7 @@
-"""The experiment `quantizers`: features become codes in many ways; what each keeps, how it uses its codes, and what it
-costs.
+"""The experiment `quantizers`: reconstruction quality, code usage and training speed of each quantizer.
 
-All are trained on the same number of images by the same settings except the quantizer, with as many codes or nearly
-so.
+All tokenizers are trained on the same number of images with the same settings except the quantizer, and with equal or
+nearly equal codebook sizes.
 
 H W pixels, K size of the codebook, D dimension of a code.
 """
@@ -27,7 +26,7 @@ from smalti.model_loading import load_tokenizer
 
 @settings
 class QuantizersSettings:
-    """What is compared, and on what."""
+    """The quantizers to compare, and the images."""
 
     recipe: str
     training: tuple[str, ...] = ()
@@ -36,35 +35,35 @@ class QuantizersSettings:
     size: tuple[Positive, Positive]
     """(H,W) of the images that all are trained on and measured at, and of rendered scenes."""
     pace_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """How long the pace of each is taken."""
+    """Seconds for which the training speed of each is measured."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Fraction of the images that trainings do not see, and on which their tokenizers are measured."""
     images: Positive
-    """How many are measured at most, evenly spread."""
+    """The most images that are measured, evenly spread."""
     shown: Positive
-    """How many of those are set side by side."""
+    """How many of those the page shows side by side."""
     scenes: Positive = 480
-    """How many scenes are rendered, where no images are given."""
+    """How many scenes are rendered if no images are given."""
 
 
 def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
-    """Scenes where no images are given; then for each quantizer its training, its pace and its measuring."""
+    """Render scenes if no images are given; then for each quantizer measure its speed, train, and evaluate."""
     check_overrides_used(request, trains=("tokenizer",))
     check_unique_names([each.name for each in chosen.quantizers], what="quantizers")
     images = ImageSource.of(request.data)
-    how = TokenizerMeasurement.of(
+    measurement = TokenizerMeasurement.of(
         "quantizers", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown
     )
-    found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    planned_steps = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     for each in chosen.quantizers:
         training = steps.varied_tokenizer(
             chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
-        found += [
+        planned_steps += [
             pace_step(each.name, images=images, training=at_nominal_length(training), seconds=chosen.pace_seconds),
             steps.tokenizer(f"tokenizer-{each.name}", images=images, training=training),
-            how.step(
+            measurement.step(
                 each.name,
                 images=images,
                 described={},
@@ -72,7 +71,7 @@ def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
                 load=_loading(f"tokenizer-{each.name}"),
             ),
         ]
-    return found
+    return planned_steps
 
 
 def _loading(step: str) -> Callable[[StepContext], Any]:
