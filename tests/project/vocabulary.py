@@ -27,10 +27,14 @@ NAMES = frozenset(
         "normalised", "hangs_on", "takes_none", "partly_hidden", "drop_condition", "most_skipped",
         "report_every", "picture_every", "nats_a_code", "bits_a_pixel", "best_of_all", "toward_data",
         "toward_real", "kinds", "in_text", "first_alone", "fit_condition",
+        "is_ours", "refuse_twins", "everybody", "images_codes",
     )
 )
 # fmt: on
 """Whole identifiers."""
+
+LIMITS = ("MOST_", "FEWEST_", "LEAST_")
+"""Beginnings of constants; limits are called MAX_ and MIN_."""
 
 BRITISH = (
     "colour",
@@ -93,7 +97,8 @@ def banned_names(tree: ast.AST) -> Iterator[str]:
     """Where a file uses a word of the older vocabulary in an identifier."""
     for line, name in identifiers(tree):
         words = parts(name)
-        if name.strip("_") in NAMES or WORDS & set(words) or any(word.startswith(BRITISH) for word in words):
+        old = name.strip("_") in NAMES or name.strip("_").startswith(LIMITS) or WORDS & set(words)
+        if old or any(word.startswith(BRITISH) for word in words):
             yield f"line {line}: {name}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,29 +93,34 @@ def measure_sets(
     file that holds other statistics.
     """
     features = protocol.features
-    first = PreparedImages(samples, protocol.samples, channels=3)
+    samples_prepared = PreparedImages(samples, protocol.samples, channels=3)
     network = feature_network(features.network).to(device)
-    known, second = _reference(reference, protocol, network, statistics)
-    counter = Counter(progress, len(first) + (0 if second is None else len(second)))
-    gathered = StatisticsAccumulator(network, features, total=len(first), score=True, device=device)
-    _gather(first, gathered, batch=batch, device=device, counter=counter)
-    data = None if known is None else _described(known)
-    unlike: tuple[str, ...] = ()
-    if second is not None:
-        other = StatisticsAccumulator(network, features, total=len(second), score=False, device=device)
-        _gather(second, other, batch=batch, device=device, counter=counter)
-        fresh = other.statistics(made=_provenance(second, protocol, network))
-        fresh = replace(fresh, notes=(*second.notes(), *fresh.notes))
-        known = fresh if known is None else replace(known, features=fresh.features, notes=fresh.notes)
-        data = data or second.described()
-        unlike = _size_mismatch_note(first, second)
+    reference_statistics, reference_prepared = _reference(reference, protocol, network, statistics)
+    counter = Counter(progress, len(samples_prepared) + (0 if reference_prepared is None else len(reference_prepared)))
+    gather = partial(_gather, network=network, protocol=protocol, batch=batch, device=device, counter=counter)
+    sample_accumulator = gather(samples_prepared, score=True)
+    data = None if reference_statistics is None else _described(reference_statistics)
+    size_note: tuple[str, ...] = ()
+    if reference_prepared is not None:
+        computed = gather(reference_prepared, score=False).statistics(
+            made=_provenance(reference_prepared, protocol, network)
+        )
+        computed = replace(computed, notes=(*reference_prepared.notes(), *computed.notes))
         if statistics is not None and not isinstance(reference, Statistics):
-            write_statistics(statistics, fresh)
-    assert known is not None, "a reference is images, statistics or both"
-    sample_statistics = gathered.statistics()
-    sample_statistics = replace(sample_statistics, notes=(*first.notes(), *sample_statistics.notes))
-    scored = score_sets(sample_statistics, known, protocol=features, network=network, score=gathered.score)
-    maker, differing = _sample_settings(first)
+            write_statistics(statistics, computed)
+        if reference_statistics is None:
+            reference_statistics = computed
+        else:  # statistics without features, whose images are known
+            reference_statistics = replace(reference_statistics, features=computed.features, notes=computed.notes)
+        data = data or reference_prepared.described()
+        size_note = _size_mismatch_note(samples_prepared, reference_prepared)
+    assert reference_statistics is not None, "a reference is images, statistics or both"
+    sample_statistics = sample_accumulator.statistics()
+    sample_statistics = replace(sample_statistics, notes=(*samples_prepared.notes(), *sample_statistics.notes))
+    scored = score_sets(
+        sample_statistics, reference_statistics, protocol=features, network=network, score=sample_accumulator.score
+    )
+    made_by, settings_note = _sample_settings(samples_prepared)
     return Measured(
         kind="folders",
         scores=scored.values,
@@ -123,9 +129,12 @@ def measure_sets(
         protocol=as_mapping(protocol),
         networks={features.network: network.fingerprint()},
         data=data or {},
-        samples={**first.described(), "made_by": maker},
-        notes=(*_unknown_protocol_note(reference), *unlike, *differing, *scored.notes),
-        examples=(*_example_images(first, "sample"), *(() if second is None else _example_images(second, "reference"))),
+        samples={**samples_prepared.described(), "made_by": made_by},
+        notes=(*_unknown_protocol_note(reference), *size_note, *settings_note, *scored.notes),
+        examples=(
+            *_example_images(samples_prepared, "sample"),
+            *(() if reference_prepared is None else _example_images(reference_prepared, "reference")),
+        ),
     )
 
 
@@ -183,12 +192,22 @@ def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
 
 
 def _gather(
-    prepared: PreparedImages, accumulator: StatisticsAccumulator, *, batch: int, device: torch.device, counter: Counter
-) -> None:
+    prepared: PreparedImages,
+    *,
+    network: FeatureNetwork,
+    protocol: SetProtocol,
+    score: bool,
+    batch: int,
+    device: torch.device,
+    counter: Counter,
+) -> StatisticsAccumulator:
+    """Compute the features of all images. `score`: as of `StatisticsAccumulator`."""
+    accumulator = StatisticsAccumulator(network, protocol.features, total=len(prepared), score=score, device=device)
     for indices, pixels in prepared.batches(batch):
         accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), indices)
         counter.add(len(indices))
     counter.add(len(prepared.left_out))
+    return accumulator
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:

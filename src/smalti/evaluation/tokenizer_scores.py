@@ -83,33 +83,13 @@ def measure_tokenizer(
     prepared = PreparedImages(source, protocol.images, channels=channels, tile=tokenizer.factor)
     networks = load_networks(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
     tokenizer = tokenizer.to(device).eval()
-    counter, use, values = Counter(progress, len(prepared)), CodeUse(tokenizer.size), ImageValues(len(prepared))
-    sets: list[StatisticsAccumulator] = []
-    spectra, period = (PowerSpectrum(), PowerSpectrum()), _hatch_period(tokenizer)
-    if networks.network is not None and protocol.features is not None:
-        network, features = networks.network, protocol.features
-        sets = [
-            StatisticsAccumulator(network, features, total=len(prepared), score=score, device=device)
-            for score in (True, False)
-        ]
-    for indices, pixels in prepared.batches(batch):
-        images, reconstructions, codes = _reconstruct(tokenizer, pixels, protocol)
-        use.add(codes)
-        if is_measurable((images.shape[2], images.shape[3]), period=period):
-            for spectrum, set_images in zip(spectra, (reconstructions, images), strict=True):
-                spectrum.update(set_images)
-        for name, found in _similarities(images, reconstructions, protocol, networks.lpips).items():
-            values.put(name, indices, found)
-        for accumulator, set_images in zip(sets, (reconstructions, images)[: len(sets)], strict=True):
-            accumulator.update(set_images, indices)
-        counter.add(len(indices))
-    counter.add(len(prepared.left_out))
-    scored = _score_sets(sets, protocol)
+    measured = _measure_images(tokenizer, prepared, networks, protocol, progress=progress, batch=batch)
+    scored = _score_sets(measured.sets, protocol)
     scores = {
-        **values.means(),
-        **_hatch(*spectra, period=period),
-        "codes_in_use": use.in_use,
-        "perplexity": use.perplexity,
+        **measured.values.means(),
+        **_hatch(*measured.spectra, period=_hatch_period(tokenizer)),
+        "codes_in_use": measured.use.in_use,
+        "perplexity": measured.use.perplexity,
         **scored.values,
     }
     return Measured(
@@ -124,15 +104,61 @@ def measure_tokenizer(
         notes=(
             *networks.notes,
             *prepared.notes(),
-            *_undefined_notes(values, prepared, protocol, networks),
-            *sparse_codebook_note(use),
+            *_undefined_notes(measured.values, prepared, protocol, networks),
+            *sparse_codebook_note(measured.use),
             *scored.notes,
         ),
         names=tuple(image.key for image in prepared.images),
-        values=values.columns,
-        counts=use.counts,
-        examples=_examples(tokenizer, prepared, values, protocol),
+        values=measured.values.columns,
+        counts=measured.use.counts,
+        examples=_examples(tokenizer, prepared, measured.values, protocol),
     )
+
+
+class _Measurements(NamedTuple):
+    """What is measured on all images."""
+
+    use: CodeUse
+    values: ImageValues
+    """The scores of single images."""
+    spectra: tuple[PowerSpectrum, PowerSpectrum]
+    """Of the reconstructions and of the originals, of the batches that are large enough."""
+    sets: list[StatisticsAccumulator]
+    """Features of the reconstructions and of the originals; empty without a feature network."""
+
+
+def _measure_images(
+    tokenizer: VQGAN,
+    prepared: PreparedImages,
+    networks: PretrainedNetworks,
+    protocol: TokenizerProtocol,
+    *,
+    progress: Progress,
+    batch: int,
+) -> _Measurements:
+    """Reconstruct all images in batches, and measure each batch."""
+    device, total = next(tokenizer.parameters()).device, len(prepared)
+    sets: list[StatisticsAccumulator] = []
+    if networks.network is not None and protocol.features is not None:
+        sets = [
+            StatisticsAccumulator(networks.network, protocol.features, total=total, score=score, device=device)
+            for score in (True, False)
+        ]
+    measured = _Measurements(CodeUse(tokenizer.size), ImageValues(total), (PowerSpectrum(), PowerSpectrum()), sets)
+    counter, period = Counter(progress, total), _hatch_period(tokenizer)
+    for indices, pixels in prepared.batches(batch):
+        images, reconstructions, codes = _reconstruct(tokenizer, pixels, protocol)
+        measured.use.add(codes)
+        if is_measurable((images.shape[2], images.shape[3]), period=period):
+            for spectrum, set_images in zip(measured.spectra, (reconstructions, images), strict=True):
+                spectrum.update(set_images)
+        for name, values in _similarities(images, reconstructions, protocol, networks.lpips).items():
+            measured.values.put(name, indices, values)
+        for accumulator, set_images in zip(sets, (reconstructions, images)[: len(sets)], strict=True):
+            accumulator.update(set_images, indices)
+        counter.add(len(indices))
+    counter.add(len(prepared.left_out))
+    return measured
 
 
 def _similarities(

@@ -161,11 +161,11 @@ def reconstruction_only(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStep
         parts.append(_PartResult(features.detach(), quantized.codes, inputs.lecam_ema, values))
     norms = {"gradient_norm": clip_gradients(gan.fabric, gan.autoencoder, gan.optimizer, gan.grad_clip)}
     values = mean_of_processes(gan.fabric, {**mean_of_parts([part.values for part in parts]), **norms})
-    broken = not_finite(values)
-    if not broken:
+    invalid = not_finite(values)
+    if not invalid:
         apply_gradients(gan.optimizer, lr=inputs.lr)
     gan.optimizer.zero_grad(set_to_none=True)
-    return _joined(parts, values, stepped=not broken, broken=broken)
+    return _merge_parts(parts, values, stepped=not invalid, invalid=invalid)
 
 
 def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
@@ -213,13 +213,13 @@ def simultaneous(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
         "gradient_norm": clip_gradients(gan.fabric, gan.autoencoder, gan.optimizer, gan.grad_clip),
     }
     values = mean_of_processes(gan.fabric, {**mean_of_parts([part.values for part in parts]), **norms})
-    broken = not_finite(values)
-    if not broken:
+    invalid = not_finite(values)
+    if not invalid:
         apply_gradients(gan.discriminator_optimizer, lr=inputs.discriminator_lr)
         apply_gradients(gan.optimizer, lr=inputs.lr)
     gan.discriminator_optimizer.zero_grad(set_to_none=True)
     gan.optimizer.zero_grad(set_to_none=True)
-    return _joined(parts, values, stepped=not broken, broken=broken)
+    return _merge_parts(parts, values, stepped=not invalid, invalid=invalid)
 
 
 def alternating(gan: GAN, images: Tensor, inputs: StepInputs) -> GANStepResult:
@@ -331,7 +331,7 @@ def _parts(images: Tensor, inputs: StepInputs) -> Iterator[_Part]:
         first = after
 
 
-def _joined(parts: Sequence[_PartResult], values: Values, *, stepped: bool, broken: list[str]) -> GANStepResult:
+def _merge_parts(parts: Sequence[_PartResult], values: Values, *, stepped: bool, invalid: list[str]) -> GANStepResult:
     """The results of all parts -> that of the batch."""
     return GANStepResult(
         features=torch.cat([part.features for part in parts]),
@@ -339,7 +339,7 @@ def _joined(parts: Sequence[_PartResult], values: Values, *, stepped: bool, brok
         lecam_ema=_mean_ema(part.lecam_ema for part in parts),
         values=values,
         stepped=stepped,
-        not_finite=broken,
+        not_finite=invalid,
     )
 
 
