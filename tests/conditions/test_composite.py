@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from smalti.conditions.labels import Labels
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import LayoutSettings, decode_layout
 from smalti.core.errors import SmaltiError
-from smalti.data.code_shards import open_codes
+from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.crops import RandomCrop, View
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
@@ -29,7 +30,7 @@ from smalti.encoding.annotators import ANNOTATORS, view_box
 from smalti.pipeline import Pipeline
 from smalti.prior.window import Window
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.runs import condition_of, train_prior, train_tokenizer
+from smalti.training.runs import check_part_dropout, condition_of, train_prior, train_tokenizer
 from tests.encoding.test_condition_encoding import write_pairs
 from tests.small import write_recipe
 
@@ -274,7 +275,7 @@ def test_what_cannot_be_printed(home: Path, name: str, data: str | None, options
         ANNOTATORS[name](None if data is None else home / data, options, crops_of(home), (2, 2), 8)
 
 
-def test_from_files_to_samples(home: Path) -> None:
+def test_from_files_to_samples(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = encode(
         home, "codes", "--condition", "labels", "--condition", "segmentation", "--condition", "layout",
         "--condition-tokenizer", f"segmentation={home / 'maps-tokenizer'}", "--condition-data",
@@ -300,6 +301,7 @@ def test_from_files_to_samples(home: Path) -> None:
     (home / "whole").mkdir()
     for part, run in (("tokenizer", "tokenizer"), ("prior", "told")):
         (home / "whole" / part).symlink_to(home / run)
+    _only_the_segmentation_is_dropped(shards, home, monkeypatch)
     pipeline = Pipeline.from_pretrained(home / "whole")
     assert pipeline.prior.settings.maps == (1, 22)
     labels = torch.zeros(SIDE, SIDE, dtype=torch.int64)
@@ -314,6 +316,29 @@ def test_from_files_to_samples(home: Path) -> None:
     assert ran.exit_code == 0, ran.output
     ran = CliRunner().invoke(app, [str(word) for word in (*words, map_file)])
     assert "give a name: --condition label=... or --condition segmentation=..." in str(ran.exception)
+
+
+def _only_the_segmentation_is_dropped(shards: CodeShards, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `part_dropout` 1 for it and 0 for all others."""
+    dropped: list[torch.Tensor] = []
+    drop = CompositeCondition.drop_parts
+
+    def noted(self: CompositeCondition, prefix: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+        dropped.append(parts)
+        return drop(self, prefix, parts)
+
+    overrides = ("run.codes=256", "condition_dropout=0", "part_dropout.segmentation=1")
+    settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
+    with monkeypatch.context() as patched:
+        patched.setattr(CompositeCondition, "drop_parts", noted)
+        train_prior(shards, home / "tokenizer", home / "without", settings=settings, console=QUIET)
+    assert dropped
+    assert torch.cat(dropped).float().mean(0).tolist() == [0, 1, 0]
+    wrong = replace(settings, part_dropout={"depth": 0.5})
+    with pytest.raises(SmaltiError, match=r"part_dropout\.depth .* conditions here are label, segmentation, layout"):
+        train_prior(shards, home / "tokenizer", home / "wrong", settings=wrong, console=QUIET)
+    with pytest.raises(SmaltiError, match=r"part_dropout\.label is for priors with several conditions"):
+        check_part_dropout({"label": 0.5}, Labels(("a", "b")))
 
 
 def test_coordinates_are_encoded_with_the_images(home: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -249,7 +249,11 @@ class PriorTraining:
     """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while
     the targets stay. The original's `pkeep`, against overfitting."""
     condition_dropout: Fraction = 0.1
-    """Fraction of the training images whose condition is dropped, which classifier-free guidance needs."""
+    """Fraction of the training images whose condition is dropped, which classifier-free guidance needs. Of several
+    conditions each is dropped with this probability, and all of them together."""
+    part_dropout: dict[str, Fraction] = field(default_factory=dict)
+    """The same for single ones of several conditions, by key, such as {segmentation: 0.7}: drop often what determines
+    an image, so that the prior learns from the others too."""
     orders: OrderMixture = OrderMixture()
     """The orders of the training images, where `network.order` is "any"."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)

@@ -141,7 +141,20 @@ def train_prior(
             f"condition_dropout = {settings.condition_dropout:g}, but a GPT has no code for an empty condition; set "
             "condition_dropout=0, or network.name=transformer"
         )
+    check_part_dropout(settings.part_dropout, condition)
     train_prior_on(shards, model, condition, out, settings=settings, console=console, work=work)
+
+
+def check_part_dropout(part_dropout: Mapping[str, float], condition: Condition) -> None:
+    """Raise `SmaltiError` for a key that is not one of several conditions."""
+    keys = [part.key for part in condition.parts]
+    for key in part_dropout:
+        if not keys:
+            raise SmaltiError(
+                f"part_dropout.{key} is for priors with several conditions; set condition_dropout, or leave it out"
+            )
+        if key not in keys:
+            raise SmaltiError(f"part_dropout.{key} is for another prior: the conditions here are {', '.join(keys)}")
 
 
 def train_prior_on(

@@ -148,13 +148,15 @@ class PriorStage(Stage):
     def _drop_conditions(self, prefix: Tensor) -> Tensor:
         """The codes (B,P) of conditions -> the same with some dropped: parts of composite conditions, and whole
         ones."""
-        chance = self.settings.condition_dropout
-        if not chance:
+        probability, of_parts = self.settings.condition_dropout, self.settings.part_dropout
+        if not probability and not of_parts:
             return prefix
         if self.condition.parts:
-            parts = torch.rand(len(prefix), len(self.condition.parts), device=prefix.device) < chance
+            of_all = [of_parts.get(part.key, probability) for part in self.condition.parts]
+            probabilities = torch.tensor(of_all, device=prefix.device)  # (n,)
+            parts = torch.rand(len(prefix), len(of_all), device=prefix.device) < probabilities
             prefix = self.condition.drop_parts(prefix, parts)
-        hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
+        hidden = torch.rand(len(prefix), 1, device=prefix.device) < probability
         return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
 
     def _orders(self, batch: int) -> Tensor:
