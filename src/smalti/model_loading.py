@@ -1,4 +1,4 @@
-"""Models of any format: a name -> the models that it holds, and models -> a folder of ours."""
+"""Models of any format: a name -> the models that it holds, and models -> a smalti folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smalti.tokenizer.vqgan import VQGAN
 
 
 def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = True) -> Imported:
-    """A model, run or pipeline folder of ours, a Hub id, or a checkpoint of a foreign format
+    """A model, run or pipeline folder of smalti, a Hub id, or a checkpoint of a foreign format
     -> all models in it, on the CPU.
 
     `grid` as in `Pipeline.from_pretrained`; without `prior` the tokenizer of a foreign one alone. Raises `SmaltiError`
@@ -50,7 +50,7 @@ def load_tokenizer(name: str | Path) -> VQGAN:
 
 
 def save_models(models: Imported, folder: Path) -> None:
-    """Models -> a folder of ours that does not exist yet: a pipeline, or a tokenizer alone.
+    """Models -> a smalti folder that does not exist yet: a pipeline, or a tokenizer alone.
 
     Raises `SmaltiError` for a prior alone, whose codes would mean nothing.
     """

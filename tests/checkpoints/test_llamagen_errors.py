@@ -81,7 +81,7 @@ VQ_REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "attention_levels": (
         {"attention_levels": (0,)},
         VQSettings(codebook_size=8),
-        r"attention_levels = \[0\], where theirs is \[1\]",
+        r"attention_levels = \[0\], where LlamaGen has \[1\]",
     ),
     "widths": ({"channel_multipliers": (2, 1)}, VQSettings(codebook_size=8), "the widths 64, 32"),
     **{

@@ -247,16 +247,14 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
         f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
         "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
         "model.autoencoder.middle_attention = false": not autoencoder.middle_attention,
-        f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where theirs is [{lowest}], "
+        f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where LlamaGen has [{lowest}], "
         "the lowest resolution": (set(autoencoder.attention_levels) != {lowest}),
         other_widths: any(width % widths[0] or width % 32 for width in widths),
         **autoencoder.decoder_differences,
     }
     for what, is_refused in refused.items():
         if is_refused:
-            raise SmaltiError(
-                f"LlamaGen's tokenizer has no place for {what}; this one cannot be written as one of theirs"
-            )
+            raise SmaltiError(f"LlamaGen's tokenizer has no place for {what}; this one cannot be written in its format")
 
 
 _BLOCK = {name: name for name in ("norm1", "norm2", "norm")}

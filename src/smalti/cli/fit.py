@@ -48,7 +48,7 @@ def fit(
         typer.Option(
             "--stream",
             min=0,
-            help="Copy so many images of a data set on the Hub instead of downloading all of it; 0 downloads it.",
+            help="Copy this many images of a data set on the Hub instead of downloading all of it; 0 downloads it.",
         ),
     ] = 0,
     check: Annotated[

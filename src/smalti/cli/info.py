@@ -109,7 +109,7 @@ def _image(path: Path) -> dict[str, Any]:
     head = read_head(path)
     if (
         head and head.settings and head.size[0] * head.size[1] > (Image.MAX_IMAGE_PIXELS or 0)
-    ):  # a PNG of ours, too large for Pillow
+    ):  # a PNG that smalti wrote, too large for Pillow
         return {"image": path, "size": f"{head.size[0]}x{head.size[1]} (height x width)", **head.settings}
     height, width, _ = read_image(path, channels=3, name=str(path)).shape
     made = read_settings(path) if path.suffix.lower() == ".png" else None

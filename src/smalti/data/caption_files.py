@@ -277,8 +277,8 @@ def _number(value: Any) -> Any:
 def _matched(rows: Sequence[_Row], source: Source, path: Path) -> Captions:
     """Captions by the names in their files -> by the keys of images.
 
-    Names are paths below the source, with or without suffix. Where no name in a file has a folder, images are looked
-    for by the last part of theirs also, as long as it is that of one image.
+    Names are paths below the source, with or without suffix. If no name in a file has a folder, images are also
+    found by the last part of their key, if it is unique.
     """
     keys = _keys_by_name(source.images, whole=True)
     last_parts = {} if any("/" in row.name for row in rows) else _keys_by_name(source.images, whole=False)

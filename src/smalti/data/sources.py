@@ -2,8 +2,8 @@
 `datasets` -> named, labeled images.
 
 The label of an image is the name of the first folder below the root. The root of a folder is that folder. Lists,
-zip files and shards have no root of their own (most zip files hold one folder that holds all else), so theirs is the
-deepest folder that holds all their images: if all are in one folder, there are no labels. In shards a label may
+zip files and shards have no root of their own (most zip files hold one folder that holds all else), so their root is
+the deepest folder that holds all their images: if all are in one folder, there are no labels. In shards a label may
 also be beside the image.
 """
 

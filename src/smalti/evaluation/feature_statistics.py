@@ -131,7 +131,7 @@ def holds_statistics(path: Path) -> bool:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """An `.npz` file of ours, of ADM's tools or of any program that writes `mu` and `sigma` -> its statistics.
+    """An `.npz` file of smalti, of ADM's tools or of any program that writes `mu` and `sigma` -> its statistics.
 
     Nothing in it is executed. Raises `SmaltiError` for a file that is missing, damaged, or holds no statistics.
     """

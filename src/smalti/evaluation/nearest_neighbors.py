@@ -227,5 +227,5 @@ def _blocks(rows: int) -> Iterator[slice]:
 
 
 def _double(features: Tensor) -> Tensor:
-    """In float64, which Apple's GPUs do not have: theirs are brought to the CPU."""
+    """The tensor in float64, on the CPU if it is on an Apple GPU, which has no float64."""
     return features.detach().to(CPU if features.device.type == "mps" else features.device).double()

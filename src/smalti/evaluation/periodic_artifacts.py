@@ -4,7 +4,7 @@ around.
 A decoder that makes squares of pixels by weights of their own leaves a pattern that repeats with the square. In the
 spectrum it is a lattice of peaks over what real images have there, which falls off smoothly.
 
-The measure of reconstructions is `hatch` of theirs divided by that of their originals.
+The score is `hatch` of the reconstructions divided by that of the originals.
 
 Notation: B batch, C channels, H W pixels, p period.
 """

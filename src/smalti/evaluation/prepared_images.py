@@ -279,7 +279,7 @@ def _read_ahead(
 class ArraySource(Source):
     """The images in `arr_0` of an `.npz` file, (N,H,W,3) uint8, as ADM's tools write samples; named by their numbers.
 
-    Where the file is not compressed, as theirs are not, they are mapped into memory and not read whole.
+    If the file is not compressed (ADM's are not), the array is memory-mapped instead of read whole.
     Raises `SmaltiError` for a file without such an array.
     """
 

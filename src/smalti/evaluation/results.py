@@ -37,7 +37,7 @@ DEFINITIONS: dict[str, str] = {
     "lpips_vgg16": "perceptual distance LPIPS 0.1 over VGG16; mean over images",
     "lpips_alexnet": "perceptual distance LPIPS 0.1 over AlexNet; mean over images",
     "hatch": "energy at the period of the decoder's squares over that around it, divided by that of the "
-    "originals; 1 is none",
+    "originals; 1 means no pattern",
     "codes_in_use": "share of the codebook's codes that occur at least once in all images together",
     "perplexity": "exp(entropy in nats) of single codes over all images together, not a mean over batches: the "
     "number of equally frequent codes that would be as hard to guess",

@@ -99,7 +99,7 @@ def classes(compared: ComparedImages) -> Fidelity:
 
 
 def smaller(compared: ComparedImages, *, times: int) -> Fidelity:
-    """PSNR in dB of the images made so many times smaller, against the scenes made smaller."""
+    """PSNR in dB of the downscaled images against the downscaled scenes."""
     wanted = F.avg_pool2d(compared.known.images, times)
 
     def of(images: Tensor) -> float:

@@ -8,7 +8,7 @@ from smalti.fit.found_conditions import FoundCondition
 from smalti.fit.inspection import Inspection, Size
 
 FEW, SOME = 100, 1000
-"""Below so many images a prior memorizes, and below so many it learns colors and layout, but no details."""
+"""With fewer images than the first number a prior memorizes; with fewer than the second it learns no details."""
 RARE = 10
 """Images of a class below which it is not learned."""
 MAJORITY = 0.9

@@ -30,7 +30,7 @@ from smalti.training.run_folder import read_metrics
 
 SAMPLES, COMPLETED, SHOWN = 16, 4, 8
 WIDER = 4
-"""The panorama is so many times as wide as the training's images."""
+"""Width of the panorama in widths of the training images."""
 TOP_P, GUIDANCE = 0.97, 1.5
 BATCH = 16
 CONSTANT = ("label", "text")

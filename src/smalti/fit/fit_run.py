@@ -309,7 +309,7 @@ def _print_check(state: FitState, tokenizer: TokenizerTraining, console: Console
 
 
 def _check_not_inside(images: Path, out: Path) -> None:
-    """Raise `SmaltiError` for an output folder among the images, whose images would then count as theirs."""
+    """Raise `SmaltiError` if the output folder is in that of the images: its images would become training images."""
     if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
         raise SmaltiError(f"--out {out} is in the folder of the images, {images}; choose a folder outside of it")
 

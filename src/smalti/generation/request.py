@@ -50,7 +50,7 @@ class GenerationRequest:
     """For any-order priors: the raster positions of the grid in the order of generation, (h w,) int64. Known
     codes are read first in any case. None for raster order."""
     resumed: Tensor | None = None
-    """The codes so far (B, h, w) of an interrupted generation of this request, which goes on from them: each remaining
+    """The codes so far (B, h, w) of an interrupted generation of this request, which resumes from them: each remaining
     code is conditioned as it would have been. None starts from the known codes."""
     parallel: int = 0
     """The number of steps in which several codes are generated at once (`generation.parallel_decoding`), for priors

@@ -41,7 +41,7 @@ def download(name: str) -> Path:
 
 
 def upload(folder: Path, name: str, *, private: bool) -> str:
-    """Send all files of `folder` to the repository `name`, which is made if there is none -> its address.
+    """Send all files of `folder` to the repository `name`, created if necessary -> its address.
 
     What an earlier model left there is removed in the same commit: a half-new model is never to be seen. `private`
     holds for a new repository. Raises `SmaltiError` for a value that is not a name, and when the Hub refuses,

@@ -1,4 +1,4 @@
-"""C files of ours -> libraries, made once for each machine by the compiler found there, and kept in the cache folder.
+"""smalti's C files -> libraries, compiled once per machine and kept in the cache folder.
 
 A library is loaded only from a folder that no other user can write into; where the cache is none, each process compiles
 its own in a temporary one.
@@ -39,7 +39,7 @@ INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WID
 def compile_library(source: Path) -> ctypes.CDLL | None:
     """A C file -> its library, compiled in about two seconds unless it is cached; None if it cannot be compiled.
 
-    The cache is used if it `is_private`: otherwise another user of this machine could put a library of theirs there.
+    The cache is used if it `is_private`: otherwise another user of this machine could put their own library there.
     """
     compiler, options = shutil.which(os.environ.get("CC", "cc")), _instructions()
     if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):

@@ -147,7 +147,7 @@ class EfficientNetClassifier(nn.Module):
         return features, self.classifier(features.mean((2, 3)))
 
 
-# The published names -> ours. A convolution's batch norm is beside it under a name of its own.
+# The published names -> smalti's. A convolution's batch norm is beside it under a name of its own.
 _LAYERS = (
     (r"_conv_stem", r"_bn0", "stem"),
     (r"_blocks\.(\d+)\._expand_conv", r"_blocks.\1._bn0", r"blocks.\1.expand"),

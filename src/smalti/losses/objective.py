@@ -65,7 +65,7 @@ class AdversarialSettings:
     """The penalty is taken in every n-th step only, n times as strong: 16 in StyleGAN2, which makes it cheap."""
     augment: tuple[Policy, ...] = ()
     """DiffAugment: random changes of real and generated images before the discriminator, the same for both: "color",
-    "translation", "cutout". They keep a discriminator from learning a small data set by heart."""
+    "translation", "cutout". They keep a discriminator from memorizing a small data set."""
     margin: Weight = 0.0
     """The generator's adversarial term counts only while the running means of the logits of real and of generated
     images are more than this apart. 0: always."""

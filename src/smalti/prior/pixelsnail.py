@@ -8,9 +8,9 @@ on codes: they are embedded, and the head scores codes. It is the prior that Ess
 compare their transformer with.
 
 Differences: ELU as it is (the authors' code joins that of x and of -x, for twice the weights); no weight normalization,
-with which their code goes together with an initialization by data; a position reads the code before it, and so may
-attend to itself, where theirs hides it and gives the first position nothing; attention has several heads, as
-VQ-VAE-2's, and what it finds is added to the features, where theirs enters within the block that follows.
+which the authors' code combines with an initialization from data; a position reads the code before it, so it may attend
+to itself, which the authors' code masks (the first position attends to nothing there); attention has several heads, as
+in VQ-VAE-2, and its result is added to the features, where the authors' code feeds it into the next block.
 """
 
 from __future__ import annotations

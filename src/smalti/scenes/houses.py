@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from smalti.scenes.textures import Floats
 
-_FINER = 2  # drawn this much finer than asked, then reduced: smooth edges
+_FINER = 2  # supersampling factor: drawn this much larger, then averaged, for smooth edges
 
 Point = tuple[float, float]
 

@@ -50,7 +50,7 @@ class Best:
             return {"overfitting": ""}
         return {
             "overfitting": f"{self.name} on held-out data are {risen:.1%} above their best ({self.value:.4g}, after "
-            f"{self.seen:,}): what is learned now is the training data by heart. The best model is kept. Give it more "
+            f"{self.seen:,}): the training now memorizes its data. The best model is kept. Give it more "
             "data or copies (encode.copies), more dropout (network.dropout), keep_probability below 1, a smaller "
             "network, or run.patience"
         }

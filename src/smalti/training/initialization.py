@@ -31,7 +31,7 @@ class Start(NamedTuple):
 
 
 def start_from(name: str) -> Start:
-    """A model, run or pipeline folder of ours, a Hub id, or a foreign checkpoint -> the tokenizer to begin with.
+    """A model, run or pipeline folder of smalti, a Hub id, or a foreign checkpoint -> the tokenizer to begin with.
 
     Raises `SmaltiError` when there is none.
     """

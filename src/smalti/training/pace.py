@@ -23,9 +23,9 @@ from smalti.training.prior_networks import CodesRead, build_network
 from smalti.training.stage1 import TokenizerStage
 
 NOMINAL = 10**9
-"""Images of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
+"""Length in images of the training that is timed: large enough that no step lies across a phase boundary."""
 PLACES = 6
-"""At so many points of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
+"""Number of points of the schedule, evenly spread, at which steps are timed; the discriminator starts in between."""
 MIN_TIMED_STEPS = 3
 """Timed steps at each point, at least; one more goes before them."""
 

@@ -98,7 +98,7 @@ class Api:
     # --- uploads --------------------------------------------------------------------------------------------------
 
     async def read_image(self, request: Request) -> Response:
-        """An image file -> its pixels as a PNG file, cropped to whole tiles, and the settings in it if it is ours."""
+        """An image file -> its pixels as a PNG file, cropped to whole tiles, and its settings if smalti made it."""
         async with self._submission(request) as submission:
             return JSONResponse(await run_in_threadpool(dropped_image, self.studio, submission))
 

@@ -15,7 +15,7 @@ from smalti.web.studio import Studio
 from smalti.web.tasks import Plan, SampleTask
 
 FOLDER = "examples"
-"""The folder of a model with PNG files of ours. Their order is that of their names; the first one is a panorama."""
+"""The folder of a model with PNG files that smalti made, in the order of their names; the first one is a panorama."""
 MAX_EXAMPLES = 8
 """Example images that are read."""
 GUIDANCE = 2.0

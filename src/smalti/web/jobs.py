@@ -268,7 +268,7 @@ class JobQueue:
             phase = "cancelled"
         except SmaltiError as error:
             job.error, phase = str(error), "failed"
-        except Exception:  # a defect: the log has it, and the page goes on
+        except Exception:  # a defect: it is logged, and the server continues
             logger.exception("a job of the page failed")
             job.error, phase = "the server has a defect that stopped this job; its log has the details", "failed"
         with self._changed:

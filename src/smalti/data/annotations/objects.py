@@ -73,8 +73,8 @@ def stems(images: Sequence[ImageEntry], known: Container[str]) -> list[str]:
 def paired_annotations(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[ObjectAnnotation, ...], ...]:
     """For each image its objects, in the order of the images.
 
-    Where no name in the file has a folder (COCO, Open Images), images are looked for by the last part of theirs also,
-    as long as it is that of one image. Raises `SmaltiError` for images that the file does not contain; an image without
+    Where no name in the file has a folder (COCO, Open Images), images are also found by the last part of their key,
+    if it is unique. Raises `SmaltiError` for images that the file does not contain; an image without
     any object has an entry without any.
     """
     names = _names(images, annotated)

@@ -1,8 +1,8 @@
-"""The experiment `modern-vs-reference`: the original's way of training and ours, for the same time on the same machine.
+"""The experiment `modern-vs-reference`: smalti's modern training against the original's, for the same time on the same
+machine.
 
-Both tokenizers have about as many parameters, and are evaluated on the same images, which neither has seen. Single
-changes away from ours, back to the original's choice, are trained as long, so that it is seen what each of our choices
-is worth.
+Both tokenizers have about as many parameters, and are evaluated on the same images, which neither has seen. Variants
+that take back a single modern choice are trained for the same time, to show what each choice contributes.
 
 H W pixels, f = H/h, K size of the codebook.
 """
@@ -147,11 +147,11 @@ def _trainings(
     fixed = [f"images.size={list(given.size)}", f"images.validation={chosen.held_out}"]
     if without_perceptual and chosen.missing_weights == "leave_out":
         fixed.append("objective.perceptual=none")
-    ours = chosen.modern
+    modern = chosen.modern
     ways = {
         REFERENCE: (chosen.reference, ()),
-        MODERN: (ours, ()),
-        **{each.name: (ours, each.changes) for each in chosen.without},
+        MODERN: (modern, ()),
+        **{each.name: (modern, each.changes) for each in chosen.without},
     }
     return {
         name: at_nominal_length(

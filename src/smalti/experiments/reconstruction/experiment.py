@@ -1,6 +1,6 @@
 """The experiment `reconstruction`: what different tokenizers keep of the same images, and at how many bits.
 
-As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, ours or
+As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, of smalti or
 imported, or some that the experiment trains itself, which differ in f and K.
 
 H W pixels, f = H/h, K size of the codebook, N images.

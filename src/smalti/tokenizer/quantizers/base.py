@@ -79,7 +79,7 @@ class Quantizer(nn.Module, ABC):
 
 
 def precision(*tensors: Tensor) -> torch.dtype:
-    """The type in which a quantizer computes with `tensors`: the widest of theirs, and float32 at least."""
+    """The type in which a quantizer computes with `tensors`: the widest of their dtypes, and float32 at least."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
