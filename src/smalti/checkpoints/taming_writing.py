@@ -1,4 +1,4 @@
-"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which the
+"""smalti's models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which the
 original's own loader reads."""
 
 from __future__ import annotations

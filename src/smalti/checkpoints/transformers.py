@@ -1,4 +1,4 @@
-"""Our GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines built on it
+"""smalti's GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines built on it
 generate codes.
 
 The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Besides the network the folder keeps what

@@ -1,2 +1,2 @@
-"""The command line, one file a verb family. PyTorch is imported when a command runs, so that `--help` answers at
-once."""
+"""The command line, a file for each command or group of commands. PyTorch is imported when a command runs, so that
+`--help` is fast."""

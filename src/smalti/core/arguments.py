@@ -1,4 +1,4 @@
-"""What Python callers give, checked: whole numbers, sizes in pixels, and numbers that have to be finite."""
+"""Checks of arguments from Python callers: integers, sizes in pixels, and tensors that must be finite."""
 
 from __future__ import annotations
 

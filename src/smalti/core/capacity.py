@@ -1,5 +1,4 @@
-"""How much memory and how many cores there are for this process; what is far beyond that is refused before anything is
-done."""
+"""Memory and cores available to this process, and a check that refuses work that needs far more memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that end before their time, which PyTorch reports as a RuntimeError anywhere -> one sentence."""
+"""RuntimeErrors by which PyTorch reports a worker or rank that has died -> an error of one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Networks from the settings in files of others: refused before they take memory, if their weights are not there."""
+"""Networks from the settings in untrusted files: refused before memory is allocated if the file has too few weights
+for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders for what is run after it is read, such as compiled kernels: only the user may be able to write there.
+"""Folders for code that is loaded and run, such as compiled kernels: no other user may be able to write there.
 
 The rule is that of OpenSSH's StrictModes: the file, its folder and all folders above belong to the user or to the
 administrator, and no other user may write into them.

@@ -1,4 +1,4 @@
-"""What the image files of a data set are, and what is cut out of each."""
+"""Settings of image data: file type, size, crops, flips and held-out fraction."""
 
 from __future__ import annotations
 

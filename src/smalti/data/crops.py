@@ -1,4 +1,4 @@
-"""How a window of the requested size is cropped of an image, at random or in the middle.
+"""How a window of the requested size is cropped from an image, at random or in the middle.
 
 C channels, H W pixels of the window.
 """
@@ -40,7 +40,7 @@ class View(NamedTuple):
 
 
 class Crop(ABC):
-    """How a window of the requested size is cropped of an image."""
+    """How a window of the requested size is cropped from an image."""
 
     @property
     @abstractmethod

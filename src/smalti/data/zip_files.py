@@ -1,7 +1,7 @@
-"""The members of a zip file by the names that are meant, whichever system wrote it.
+"""The members of a zip file by their intended names, whatever system wrote the file.
 
-Old .NET and PowerShell part folders by backslashes, macOS writes names in UTF-8 without saying so, and Unix keeps
-links.
+Old .NET and PowerShell separate folders by backslashes, macOS writes UTF-8 names without the flag, and Unix stores
+symbolic links.
 """
 
 from __future__ import annotations

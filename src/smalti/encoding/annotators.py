@@ -1,5 +1,5 @@
-"""What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption,
-where the part lies, which objects and figures are in it.
+"""Annotators: conditions of an image, or of a crop of it, that need no tokenizer: label, caption, coordinates, boxes,
+keypoints.
 
 Notation: P prefix codes, h w grid of codes, H W pixels.
 """

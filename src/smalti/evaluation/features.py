@@ -1,4 +1,4 @@
-"""Networks that see images for the scores of sets: images -> features and logits, in one form for every network.
+"""Feature networks for the scores of sets of images: images -> features and logits, with one interface for all.
 
 Scores in the features of different networks are different scores, so each network gives them names of its own: FID is
 the Frechet distance in the features of one InceptionV3 and of nothing else.

@@ -1,4 +1,4 @@
-"""A small network that names the class of an image: a metric of samples, trained on real images only.
+"""A small classifier of images, trained on real images only, whose accuracy on samples is a metric.
 
 Notation: B batch, C channels, H W pixels, N classes.
 """

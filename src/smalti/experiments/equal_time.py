@@ -1,8 +1,7 @@
-"""Trainings that last equally long on the clock: how fast each is, how many images that makes, and what it then
-learned.
+"""Trainings of equal wall time: measure the speed of each, derive its length in images, train, and read its curve.
 
-A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken
-first, and its length in images follows; how long it really took is in its outcome. Steps run one after the other,
+A learning-rate schedule must know its end, so a training cannot simply be stopped when its time is over. Its speed is
+measured first, and its length in images follows; the time it really took is in its outcome. Steps run one after the other,
 never two at once.
 """
 

@@ -1,4 +1,4 @@
-"""The step that measures one tokenizer: its scores by a protocol, some images as it gives them back, and its speed.
+"""The step that evaluates one tokenizer: its scores by a protocol, example reconstructions, and its speed.
 
 H W pixels, f = H/h, K size of the codebook.
 """

@@ -1,4 +1,4 @@
-"""The check before training, in words: what was found, what is cut, and what should be changed."""
+"""The text of the check before training: what was found, how much is cropped, and what should be changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set of images holds, found before anything is trained on it.
+"""Inspection of a data set before training: sizes, classes, damaged and duplicate files.
 
 H W pixels, N images.
 """

@@ -1,4 +1,4 @@
-"""What the generation loop asks of a way to decode: a schedule of positions, and the logits of each wave.
+"""The interface of decoding strategies: a schedule of positions, and the logits of each wave.
 
 Shapes: B batch, K image codes, P prefix codes, h w grid, m positions of a batch.
 """

@@ -1,4 +1,4 @@
-"""Files whose pixels are numbers and not colors: maps of labels, and depths.
+"""Files whose pixels are numbers and not colors: label maps and depth maps.
 
 H W pixels.
 """

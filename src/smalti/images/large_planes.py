@@ -1,4 +1,4 @@
-"""Planes of numbers that are large: scaled strip by strip, in memory for little more than the result.
+"""Scaling of large single-channel images strip by strip, in little more memory than the result needs.
 
 H W pixels.
 """

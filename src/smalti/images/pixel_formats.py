@@ -1,7 +1,7 @@
-"""How files hold pixels: bits, byte orders, opacity, orientation, white as zero; and what the pixels are worth.
+"""Pixel formats of image files: bit depth, byte order, alpha, orientation, white as zero; and the range of values.
 
-Pillow hides most of it, but not all: of 16 and 12 bits it tells neither the range nor whether zero is white, and levels
-of 2 and 4 bits it spreads over 8, which makes other labels of them.
+Pillow hides most of this, but not all: for 16 and 12 bits it reports neither the range nor whether zero is white, and
+it spreads levels of 2 and 4 bits over 8, which changes labels.
 
 H W pixels, C channels.
 """

@@ -1,4 +1,4 @@
-"""PNG files that are written row by row, so that no image of any size is ever in memory whole, and their heads.
+"""PNG files written row by row, so that an image is never in memory whole, and reading of PNG headers.
 
 Pillow writes images that it holds, and pypng (0.20220715) neither filters rows nor writes text. So here is the small
 part of the format that is needed: 8 bits per channel, one stream of zlib, not interlaced.
