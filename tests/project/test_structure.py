@@ -149,7 +149,7 @@ def forbidden(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func).split(".")[-1]
             table = ast.unparse(node.args[0]) if node.args else ""
-            if called in ("import_module", "__import__") and not table.startswith("_HOMES["):
+            if called in ("import_module", "__import__") and not table.startswith("_MODULES["):
                 yield f"line {node.lineno}: {called}({table}), where modules are named in tables only"
             if isinstance(node.func, ast.Name) and called in ("eval", "exec"):
                 yield f"line {node.lineno}: {called}"

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.checkpoints.base import Imported
-from smalti.checkpoints.pickles import read_pickle, read_tensors, tensors_in
+from smalti.checkpoints.llamagen_files import IGNORED, LlamaGenFile, files_in
+from smalti.checkpoints.llamagen_tokenizer import check_tokenizer, read_tokenizer, tokenizer_names
 from smalti.checkpoints.renaming import Renaming, Rule
 from smalti.conditions.base import Condition, Grid, grid_text
 from smalti.conditions.labels import Labels
@@ -29,13 +30,7 @@ from smalti.core.files import folder_written_atomically
 from smalti.core.network_building import build_network, number_count
 from smalti.core.settings import Positive, ProperFraction, as_mapping, parse, settings
 from smalti.prior import Prior, Transformer, TransformerSettings
-from smalti.tokenizer.encoder import AutoencoderSettings
-from smalti.tokenizer.quantizers import VQSettings
-from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-
-SUFFIXES = (".pt", ".pth", ".safetensors")
-SECTIONS = ("ema", "model", "module", "state_dict")
-"""Where LlamaGen keeps weights in a file; averaged ones first. Some files are the weights themselves."""
+from smalti.tokenizer.vqgan import VQGAN
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "B": (12, 12, 768),
@@ -51,9 +46,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 GRID, FACTOR = 16, 16
 """Defaults of the grid's side, and of f where there is no tokenizer: those of most of LlamaGen's models."""
-
-IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
-"""Entries among the weights that smalti computes again, or that are statistics of training."""
 
 REFERENCE_GPT: dict[str, Any] = {
     "prefix_length": 1,
@@ -76,44 +68,16 @@ class Notes:
     dropout: ProperFraction
 
 
-class _LlamaGenFile(NamedTuple):
-    """One file of LlamaGen."""
-
-    path: Path
-    kind: str
-    """"tokenizer" or "GPT"."""
-    weights: dict[str, Tensor]
-    notes: Mapping[str, Any] | None
-    """Those that smalti wrote."""
-
-    def shape(self, name: str, *, axes: int) -> tuple[int, ...]:
-        """A weight's name -> its shape. Raises `SmaltiError` if it is missing or has another number of axes."""
-        if name not in self.weights:
-            raise self.does_not_fit(f"{name} is missing")
-        shape = tuple(self.weights[name].shape)
-        if len(shape) != axes or 0 in shape:
-            raise self.does_not_fit(f"{name} has the shape {shape}")
-        return shape
-
-    def count(self, pattern: str) -> int:
-        """A regular expression with a number in its names -> one more than the largest."""
-        return 1 + max((int(m[1]) for name in self.weights if (m := re.fullmatch(pattern, name))), default=-1)
-
-    def does_not_fit(self, problem: str) -> SmaltiError:
-        """What to raise for weights that are not a LlamaGen model."""
-        return SmaltiError(f"the weights of {self.path} do not fit: {problem}")
-
-
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A LlamaGen file, or a folder with a tokenizer, a GPT or both -> smalti's models; None if there is no such file.
 
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, weights of another shape, several
     models of one kind, a tokenizer and a GPT with different numbers of codes, and text-conditional GPTs.
     """
-    files = _files(path)
+    files = files_in(path)
     if not files:
         return None
-    tokenizer = _read_tokenizer(files["tokenizer"]) if "tokenizer" in files else None
+    tokenizer = read_tokenizer(files["tokenizer"]) if "tokenizer" in files else None
     about: dict[str, Any] = {"imported_from": "LlamaGen"}
     if "GPT" not in files or not prior:
         return Imported("llamagen", tokenizer, None, None, about)
@@ -138,8 +102,8 @@ def write(
     """
     contents: dict[str, dict[str, Any]] = {}
     if tokenizer is not None:
-        _check_tokenizer(tokenizer)
-        weights = _tokenizer_names(tokenizer).written_from(tokenizer)
+        check_tokenizer(tokenizer)
+        weights = tokenizer_names(tokenizer).written_from(tokenizer)
         # A record of the codes that training used last; LlamaGen's loader requires it.
         weights["quantize.codebook_used"] = torch.zeros(65536)
         contents[f"vq_ds{tokenizer.factor}_c2i.pt"] = {"model": weights}
@@ -156,142 +120,7 @@ def write(
             torch.save(content, temporary / name)
 
 
-def _files(path: Path) -> dict[str, _LlamaGenFile]:
-    """A file or folder -> the LlamaGen files in it, by kind."""
-    candidates = sorted(path.iterdir()) if path.is_dir() else [path]
-    found: dict[str, _LlamaGenFile] = {}
-    for candidate in candidates:
-        file = _open(candidate) if candidate.is_file() and candidate.suffix in SUFFIXES else None
-        if file is None:
-            continue
-        if file.kind in found:
-            both = f"{found[file.kind].path.name} and {candidate.name}"
-            raise SmaltiError(
-                f"{path} holds more than one {file.kind} of LlamaGen ({both}); name the file, or move one away"
-            )
-        found[file.kind] = file
-    return found
-
-
-def knows(path: Path) -> bool:
-    """Whether a file holds a LlamaGen model. Raises `SmaltiError` if it is damaged."""
-    return path.suffix in SUFFIXES and _open(path) is not None
-
-
-def _open(path: Path) -> _LlamaGenFile | None:
-    """A file -> its weights if they are a LlamaGen model. Raises `SmaltiError` if it is damaged."""
-    content: Any = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    if not isinstance(content, Mapping):
-        return None
-    weights = tensors_in(content, sections=SECTIONS)
-    notes, kind = content.get("smalti"), kind_of(weights)
-    return None if kind is None else _LlamaGenFile(path, kind, weights, notes if isinstance(notes, Mapping) else None)
-
-
-def kind_of(names: Collection[str]) -> str | None:
-    """Names of weights -> LlamaGen's "tokenizer" or "GPT", None for other programs' models."""
-    if any(name.startswith(("encoder.conv_blocks.", "decoder.conv_blocks.")) for name in names):
-        return "tokenizer"
-    signs = ("tok_embeddings.weight", "cls_embedding.embedding_table.weight", "layers.0.attention.wqkv.weight")
-    return "GPT" if sum(name in names for name in signs) > 1 else None
-
-
-def _read_tokenizer(file: _LlamaGenFile) -> VQGAN:
-    settings = _tokenizer_settings(file)
-    tokenizer = build_network(lambda: VQGAN(settings), stored=number_count(file.weights), where=str(file.path))
-    _tokenizer_names(tokenizer).read_into(tokenizer, file.weights, where=str(file.path), ignored=IGNORED)
-    return tokenizer.eval().requires_grad_(False)
-
-
-def _tokenizer_settings(file: _LlamaGenFile) -> VQGANSettings:
-    """Shapes -> settings. Only the lowest resolution has attention."""
-    width, channels = file.shape("encoder.conv_in.weight", axes=4)[:2]
-    levels = file.count(r"(?:encoder|decoder)\.conv_blocks\.(\d+)\..*")
-    widths = [file.shape(f"encoder.conv_blocks.{level}.res.0.conv2.weight", axes=4)[0] for level in range(levels)]
-    if any(channels % width or channels % 32 for channels in widths):
-        raise file.does_not_fit(
-            f"their widths are multiples of the first and of 32, these are {width} and {', '.join(map(str, widths))}"
-        )
-    size, dimension = file.shape("quantize.embedding.weight", axes=2)
-    autoencoder = {
-        "channels": channels,
-        "base_channels": width,
-        "channel_multipliers": tuple(channels // width for channels in widths),
-        "res_blocks": file.count(r"encoder\.conv_blocks\.\d+\.res\.(\d+)\..*"),
-        "attention_levels": (levels - 1,),
-        "latent_channels": file.shape("encoder.conv_out.weight", axes=4)[0],
-        "zero_residuals": False,
-    }
-    trained = {"kmeans_iterations": 0, "dead_code_threshold": 0.0}
-    quantizer = {"codebook_size": size, "codebook_dim": dimension, "l2_normalize": True, **trained}
-    where = str(file.path)
-    return VQGANSettings(
-        autoencoder=parse(AutoencoderSettings, autoencoder, where=where),
-        quantizer=parse(VQSettings, quantizer, where=where),
-    )
-
-
-def _check_tokenizer(tokenizer: VQGAN) -> None:
-    """Raise `SmaltiError` for what LlamaGen's tokenizer cannot be."""
-    autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
-    widths, lowest = autoencoder.widths, len(autoencoder.widths) - 1
-    used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
-    other_widths = (
-        f"the widths {', '.join(map(str, widths))} (model.autoencoder.base_channels and "
-        "channel_multipliers), where those of LlamaGen are multiples of the first and of 32"
-    )
-    refused = {
-        f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
-        "model.quantizer.l2_normalize = false": isinstance(quantizer, VQSettings) and not quantizer.l2_normalize,
-        f"model.quantizer.remap.used = {used}": used > 0,
-        f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
-        "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
-        "model.autoencoder.middle_attention = false": not autoencoder.middle_attention,
-        f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where LlamaGen has [{lowest}], "
-        "the lowest resolution": (set(autoencoder.attention_levels) != {lowest}),
-        other_widths: any(width % widths[0] or width % 32 for width in widths),
-        **autoencoder.decoder_differences,
-    }
-    for what, is_refused in refused.items():
-        if is_refused:
-            raise SmaltiError(f"LlamaGen's tokenizer has no place for {what}; this one cannot be written in its format")
-
-
-_BLOCK = {name: name for name in ("norm1", "norm2", "norm")}
-_BLOCK |= {"convolution1": "conv1", "convolution2": "conv2", "shortcut": "nin_shortcut"}
-_BLOCK |= {"query": "q", "key": "k", "value": "v", "out": "proj_out"}
-
-
-def _tokenizer_names(tokenizer: VQGAN) -> Renaming:
-    """A tokenizer -> the table of LlamaGen's names. Its decoder's levels begin at the lowest resolution."""
-    last = len(tokenizer.settings.autoencoder.widths) - 1
-
-    def level(m: re.Match[str]) -> str:
-        return f"{m['half']}.conv_blocks.{m['level'] if m['half'] == 'encoder' else last - int(m['level'])}"
-
-    half = r"(?P<half>encoder|decoder)"
-    rules = (
-        Rule(
-            rf"{half}\.stages\.(?P<level>\d+)\.(?P<what>block|attention)s\.(?P<place>\d+)\.(?P<part>\w+)\.(?P<kind>\w+)",
-            lambda m: (
-                f"{level(m)}.{'res' if m['what'] == 'block' else 'attn'}.{m['place']}.{_BLOCK[m['part']]}.{m['kind']}"
-            ),
-        ),
-        Rule(
-            rf"{half}\.downsamples\.(?P<level>\d+)\.resample\.1\.(\w+)", lambda m: f"{level(m)}.downsample.conv.{m[3]}"
-        ),
-        Rule(rf"{half}\.upsamples\.(?P<level>\d+)\.convolution\.(\w+)", lambda m: f"{level(m)}.upsample.conv.{m[3]}"),
-        Rule(rf"{half}\.middle\.(\d)\.(\w+)\.(\w+)", lambda m: f"{m['half']}.mid.{m[2]}.{_BLOCK[m[3]]}.{m[4]}"),
-        Rule(r"(encoder|decoder)\.(conv_in|conv_out|norm_out)\.(\w+)", r"\1.\2.\3"),
-        Rule(r"to_codes\.(\w+)", r"quant_conv.\1"),
-        Rule(r"from_codes\.(\w+)", r"post_quant_conv.\1"),
-        Rule(r"quantizer\.codebook", "quantize.embedding.weight"),
-        Rule(r"quantizer\.use", None),
-    )
-    return Renaming.of(tokenizer, rules)
-
-
-def _read_gpt(file: _LlamaGenFile, *, factor: int, grid: Grid | None) -> tuple[Transformer, Labels, dict[str, str]]:
+def _read_gpt(file: LlamaGenFile, *, factor: int, grid: Grid | None) -> tuple[Transformer, Labels, dict[str, str]]:
     """A file -> the prior, its classes, and where its heads and grid are known from."""
     if "cls_embedding.cap_proj.fc1.weight" in file.weights:
         raise SmaltiError(
@@ -326,7 +155,7 @@ def _read_gpt(file: _LlamaGenFile, *, factor: int, grid: Grid | None) -> tuple[T
 
 
 def _notes(
-    file: _LlamaGenFile, *, width: int, classes: int, factor: int, grid: Grid | None
+    file: LlamaGenFile, *, width: int, classes: int, factor: int, grid: Grid | None
 ) -> tuple[Notes, dict[str, str]]:
     """What the shapes do not show, and where heads and grid are known from."""
     if file.notes is not None:
@@ -388,7 +217,7 @@ def _second_of(name: str) -> str | None:
     return next((match.expand(second) for match, second in matches if match), None)
 
 
-def _with_concatenated(file: _LlamaGenFile) -> dict[str, Tensor]:
+def _with_concatenated(file: LlamaGenFile) -> dict[str, Tensor]:
     """LlamaGen's weights -> the same with each second of a pair concatenated to its first."""
     weights = dict(file.weights)
     for name in file.weights:

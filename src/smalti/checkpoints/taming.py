@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from smalti.checkpoints import llamagen
+from smalti.checkpoints import llamagen_files
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming_conditions import ConditionStage, read_condition_stage
@@ -190,13 +190,13 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
     `grid` and `prior` as in `FormatReader`. Raises `SmaltiError` for damaged files, unknown targets and settings, for
     weights of another shape (with their names), and for a transformer whose grid is unknown.
     """
-    if path.is_file() and not _own(path, home=path.parent.parent) and llamagen.knows(path):
+    if path.is_file() and not _own(path, home=path.parent.parent) and llamagen_files.knows(path):
         return None  # what its weights say counts more than a YAML nearby
     found = find(path)
     if found is None:
         return None
     weights = read_tensors(found.weights)
-    if not found.own and llamagen.kind_of(weights):
+    if not found.own and llamagen_files.kind_of(weights):
         return None
     model, where = found.model, str(found.weights)
     if model.target in TOKENIZERS:

@@ -1,5 +1,5 @@
-"""smalti's GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines built on it
-generate codes.
+"""smalti's GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines
+built on it generate codes.
 
 The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Besides the network the folder keeps what
 GPT-2's format has no place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer

@@ -31,7 +31,7 @@ def temporary_name(path: Path) -> Path:
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """Yield an empty private file beside `path`, to be renamed; on an exception it is removed. Raises `OSError`."""
-    name, descriptor = _lock_beside(path, lambda name: lock(name, os.O_RDWR | os.O_CREAT))
+    name, descriptor = _make_locked(path, lambda name: lock(name, os.O_RDWR | os.O_CREAT))
     if descriptor is None:
         descriptor, random_name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         name = Path(random_name)
@@ -48,7 +48,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """As `temporary_file`, a folder."""
-    name, descriptor = _lock_beside(path, _make_and_lock_folder)
+    name, descriptor = _make_locked(path, _make_and_lock_folder)
     if descriptor is None:
         name = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -63,7 +63,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _lock_beside(path: Path, make_and_lock: Callable[[Path], int | None]) -> tuple[Path, int | None]:
+def _make_locked(path: Path, make_and_lock: Callable[[Path], int | None]) -> tuple[Path, int | None]:
     """Make the folder of a result, and in it what is temporary under its `temporary_name` -> that name, and the
     descriptor that holds the lock; None where there are no locks, or where another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
 
@@ -131,56 +132,102 @@ def write_codes(
         "seed": settings.seed,
     }
     if out.exists():
-        parts = {"training": training.described(), "validation": validation.described()}
+        described = {"training": training.described(), "validation": validation.described()}
         before = {"prefix": {"fingerprint": None if prefix is None else prefix.fingerprint}}
-        _check_same_settings(out, {**facts, **before, "copies": copies, **parts})
+        _check_same_settings(out, {**facts, **before, "copies": copies, **described})
         return False
-    planned: dict[str, tuple[Encodable, int]] = {"training": (training, copies), "validation": (validation, 1)}
-    plans = {name: _shards(name, *part, grid=grid, size=encoder.size) for name, part in planned.items()}
-    spans = {shard: span for plan in plans.values() for shard, span in plan.items()}
-    sizes = {shard: len(span) * planned[shard.partition("-")[0]][1] for shard, span in spans.items()}
-    described = {name: part.described() for name, (part, _) in planned.items()}
-    request = {**facts, "copies": copies, **described, "shards": [len(span) for span in spans.values()]}
+    parts = {
+        "training": _part("training", training, copies, grid=grid, size=encoder.size),
+        "validation": _part("validation", validation, 1, grid=grid, size=encoder.size),
+    }
+    shards = [shard for part in parts.values() for shard in part.shards]
+    request = {
+        **facts,
+        "copies": copies,
+        **{name: part.described for name, part in parts.items()},
+        "shards": [len(span) for part in parts.values() for span in part.shards.values()],
+    }
     work = SharedWork(out, {**request, "prefix": None if prefix is None else prefix.fingerprint})
     writer = _ShardWriter(work.folder, encoder, prefix, settings=settings, grid=grid)
-    finished: set[str] = set()
-
-    def report(shard: str, done: int) -> None:
-        progress(done + sum(sizes[each] for each in finished), sum(sizes.values()))
-
-    def write(shard: str) -> int:
-        dataset, many = planned[shard.partition("-")[0]]
-        return writer.write(shard, dataset, spans[shard], copies=many, report=lambda done: report(shard, done))
-
-    def note(shard: str) -> None:
-        finished.add(shard)
-        report(shard, 0)
-
-    def complete() -> None:
-        rows = {name: _numbered(work, plan) for name, plan in plans.items()}
-        sets = {
-            name: PartSettings(
-                shards=rows[name], copies=many, damaged=len(part) - sum(rows[name]), data=described[name]
-            )
-            for name, (part, many) in planned.items()
-        }
-        labels, saved = tuple(images.labels), _saved(prefix, work.folder)
-        meta = CodesSettings(
-            format=FORMAT,
-            **{**facts, "labels": labels},
-            grid=grid,
-            prefix=saved,
-            training=sets["training"],
-            validation=sets["validation"],
-        )
-        write_json(work.folder / "codes.json", as_mapping(meta))
-
+    encoding = _Encoding(parts, writer, progress)
     try:
-        work.make(list(spans), write, note)
-        return work.finish(complete)
+        work.make(shards, encoding.write, encoding.finished)
+        return work.finish(lambda: _write_meta(work, parts, prefix, facts=facts, grid=grid))
     except BaseException:
         work.discard_if_empty()
         raise
+
+
+class _Part(NamedTuple):
+    """The training or the validation images."""
+
+    dataset: Encodable
+    copies: int
+    described: dict[str, Any]
+    shards: dict[str, range]
+    """Shard -> the numbers of its images."""
+
+
+def _part(name: str, dataset: Encodable, copies: int, *, grid: tuple[int, int], size: int) -> _Part:
+    shards = _shards(name, dataset, copies, grid=grid, size=size)
+    return _Part(dataset, copies, dataset.described(), shards)
+
+
+@final
+class _Encoding:
+    """Writes the shards that fall to this process, and reports the progress of all."""
+
+    def __init__(
+        self, parts: Mapping[str, _Part], writer: _ShardWriter, progress: Callable[[int, int], object]
+    ) -> None:
+        self._parts, self._writer, self._progress = parts, writer, progress
+        self._sizes = {shard: len(span) * part.copies for part in parts.values() for shard, span in part.shards.items()}
+        self._finished: set[str] = set()
+
+    def write(self, shard: str) -> int:
+        """Encode the images of a shard -> how many were not damaged."""
+        part = self._parts[shard.partition("-")[0]]
+        report = partial(self._report, shard)
+        return self._writer.write(shard, part.dataset, part.shards[shard], copies=part.copies, report=report)
+
+    def finished(self, shard: str) -> None:
+        """Note that a shard is written, by this process or another one."""
+        self._finished.add(shard)
+        self._report(shard, 0)
+
+    def _report(self, shard: str, done: int) -> None:
+        """`done`: images of the shard that are encoded, if it is not finished."""
+        self._progress(done + sum(self._sizes[each] for each in self._finished), sum(self._sizes.values()))
+
+
+def _write_meta(
+    work: SharedWork,
+    parts: Mapping[str, _Part],
+    prefix: Prefix | None,
+    *,
+    facts: Mapping[str, Any],
+    grid: tuple[int, int],
+) -> None:
+    """Number the shards without gaps, and write `codes.json`."""
+    rows = {name: _numbered(work, part.shards) for name, part in parts.items()}
+    sets = {
+        name: PartSettings(
+            shards=rows[name],
+            copies=part.copies,
+            damaged=len(part.dataset) - sum(rows[name]),
+            data=part.described,
+        )
+        for name, part in parts.items()
+    }
+    meta = CodesSettings(
+        format=FORMAT,
+        **{**facts, "labels": tuple(facts["labels"])},
+        grid=grid,
+        prefix=_saved(prefix, work.folder),
+        training=sets["training"],
+        validation=sets["validation"],
+    )
+    write_json(work.folder / "codes.json", as_mapping(meta))
 
 
 def _shards(name: str, dataset: Encodable, copies: int, *, grid: tuple[int, int], size: int) -> dict[str, range]:

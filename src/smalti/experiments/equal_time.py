@@ -1,8 +1,8 @@
 """Trainings of equal wall time: measure the speed of each, derive its length in images, train, and read its curve.
 
 A learning-rate schedule must know its end, so a training cannot simply be stopped when its time is over. Its speed is
-measured first, and its length in images follows; the time it really took is in its outcome. Steps run one after the other,
-never two at once.
+measured first, and its length in images follows; the time it really took is in its outcome. Steps run one after
+the other, never two at once.
 """
 
 from __future__ import annotations
