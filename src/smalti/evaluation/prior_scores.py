@@ -175,24 +175,12 @@ def measure_prior(
         (), protocol.features if protocol.samples else None, missing=protocol.missing, device=device
     )
     counter = Counter(progress, len(encoded) + protocol.samples)
-    use, values = CodeUse(pipeline.tokenizer.size), ImageValues(len(encoded))
-    total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
     reference = _accumulator(networks, protocol, len(encoded), score=False, device=device)
-    for coded in encoded.batches():
-        indices, codes = coded.indices, coded.codes
-        found = _nll(pipeline, coded)  # (B,h,w)
-        use.add(codes)
-        total += found.double().sum(0).cpu()
-        values.put("nats_per_code", indices, found.mean((1, 2)))
-        if reference is not None and coded.images is not None:
-            reference.update(coded.images, indices)
-        counter.add(len(indices))
-    counter.add(0 if encoded.prepared is None else len(encoded.prepared.left_out))
-    measured = int((~values.columns["nats_per_code"].isnan()).sum())
+    use, values, nats_per_position = _measure_codes(pipeline, encoded, reference, counter)
     examples = _examples(pipeline, encoded, values, protocol)
     values.columns["bits_per_pixel"] = _bits_per_pixel(pipeline, values.columns["nats_per_code"])
     scored, shown = _sampled(pipeline, encoded, reference, networks, protocol, counter, batch=batch)
-    scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
+    scores = {**_likelihood(pipeline, nats_per_position, use), **scored.values}
     return Measured(
         kind="prior",
         scores=scores,
@@ -215,8 +203,28 @@ def measure_prior(
         values=values.columns,
         counts=use.counts,
         examples=(*examples, *shown),
-        nats_per_position=(total / measured).float(),
+        nats_per_position=nats_per_position.float(),
     )
+
+
+def _measure_codes(
+    pipeline: Pipeline, encoded: _EncodedData, reference: StatisticsAccumulator | None, counter: Counter
+) -> tuple[CodeUse, ImageValues, Tensor]:
+    """All images as codes -> their code usage, the nats per code of each image, and the mean nats at each position
+    (h,w) float64. `reference` gets the features of the images, where there are any."""
+    use, values = CodeUse(pipeline.tokenizer.size), ImageValues(len(encoded))
+    total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
+    for coded in encoded.batches():
+        nats = _nll(pipeline, coded)  # (B,h,w)
+        use.add(coded.codes)
+        total += nats.double().sum(0).cpu()
+        values.put("nats_per_code", coded.indices, nats.mean((1, 2)))
+        if reference is not None and coded.images is not None:
+            reference.update(coded.images, coded.indices)
+        counter.add(len(coded.indices))
+    counter.add(0 if encoded.prepared is None else len(encoded.prepared.left_out))
+    measured = int((~values.columns["nats_per_code"].isnan()).sum())
+    return use, values, total / measured
 
 
 def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol) -> None:
