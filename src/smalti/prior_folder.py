@@ -52,9 +52,15 @@ def load_prior(saved: Saved) -> tuple[Prior, Condition]:
     for key in ("tokenizer_fingerprint", "network", "condition"):
         if key not in saved.settings:
             raise SmaltiError(f"the config of {saved.folder} holds no {key}; copy it again or train the prior again")
+    for key in ("network", "condition"):
+        if not isinstance(saved.settings[key], Mapping):
+            raise SmaltiError(
+                f"{key} = {saved.settings[key]!r} in the config of {saved.folder} is no mapping; copy it again, or "
+                "train the prior again"
+            )
     network = saved.settings["network"]
     kind = network.get("name")
-    if kind not in PRIORS:
+    if not isinstance(kind, str) or kind not in PRIORS:
         raise SmaltiError(f"{saved.folder} holds an unknown prior {kind!r}; {suggestion(str(kind), PRIORS)}")
     build, options = PRIORS[kind]
     settings = parse(options, network, where=str(saved.folder))

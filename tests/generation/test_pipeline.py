@@ -345,3 +345,22 @@ def test_the_five_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "lines.py").write_text(lines)
     runpy.run_path("lines.py")
     assert (tmp_path / "wide.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("network", ".", "network = '.' in the config of .* is no mapping"),
+        ("condition", None, "condition = None in the config of .* is no mapping"),
+        ("network", {"name": ["gpt"]}, "holds an unknown prior"),
+        ("condition", {"name": {}}, "unknown condition {}"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_a_sentence(tmp_path: Path, key: str, value: object, sentence: str) -> None:
+    written(tmp_path)
+    path = tmp_path / "prior" / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(SmaltiError, match=sentence):
+        Pipeline.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The model that comes with smalti: installed with it, taken where none is named, and lays what it is told."""
+"""The model that comes with smalti: installed with it, the default, and it follows its conditions."""
 
 from __future__ import annotations
 

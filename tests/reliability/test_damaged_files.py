@@ -27,7 +27,7 @@ from tests.reliability.damaged_files import KINDS, FileKind, check_sentence
 EXAMPLES = int(os.environ.get("SMALTI_DAMAGED", "8"))
 """Files of each kind."""
 SECONDS = 20
-"""Of one file, after which reading counts as hanging; most take milliseconds."""
+"""Of computing for one file, after which reading counts as hanging; most take milliseconds."""
 GROWTH = 2**30
 """Bytes that reading a file of kilobytes may add to the memory of the process at its peak."""
 
@@ -43,14 +43,17 @@ def limited() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hanging(f"longer than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, stop), signal.signal(signal.SIGPROF, stop)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)  # for readers that wait
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, before[0])
+        signal.signal(signal.SIGPROF, before[1])
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)
     assert grown < GROWTH, f"{grown:,} bytes more"
 

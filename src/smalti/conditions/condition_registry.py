@@ -83,6 +83,6 @@ def build_condition(settings: Mapping[str, Any], folder: Path) -> Condition:
     Raises `SmaltiError` for a name that is not in `CONDITIONS`, and for damaged settings or files.
     """
     name = settings.get("name")
-    if name not in CONDITIONS:
+    if not isinstance(name, str) or name not in CONDITIONS:
         raise SmaltiError(f"unknown condition {name!r}; {suggestion(str(name), CONDITIONS)}")
     return CONDITIONS[name](settings, folder)

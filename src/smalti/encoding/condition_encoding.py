@@ -170,5 +170,6 @@ def _aligned_crops(
     images: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
 ) -> AlignedCrops:
     chosen = paired_entries(images.images, source)
-    files = Crops(source, chosen, size=size, channels=channels, crop=images.crop, seed=images.seed, record=record)
+    crop, seed = images.crop, images.seed
+    files = Crops(source, chosen, size=size, channels=channels, crop=crop, seed=seed, cache_mib=0, record=record)
     return AlignedCrops(images, files)

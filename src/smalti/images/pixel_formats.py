@@ -18,6 +18,8 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 
+from smalti.images.large_planes import MAX_PIXELS_AT_ONCE
+
 Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Wide: TypeAlias = npt.NDArray[np.uint16]
 
@@ -158,6 +160,17 @@ def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored
     ):  # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM
         wide = _wide_pixels(image, channels, stored)
         return wide if channels == 1 or bits == 16 else _narrow(wide)
+    levels = np.empty((image.height, image.width, channels), dtype=np.uint8)
+    rows = max(1, MAX_PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):  # the copies that conversions make stay small
+        bottom = min(top + rows, image.height)
+        band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
+        levels[top:bottom] = _band_levels(band, channels)
+    return levels
+
+
+def _band_levels(image: Image.Image, channels: int) -> Array:
+    """Some rows of an image of 8 bits -> their pixels (H,W,C)."""
     if channels == 4:
         # Not every mode has a direct way.
         image = image if image.has_transparency_data else image.convert("RGB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ def encode_images(
     """
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
-    channels, crops = model.settings.autoencoder.channels, settings.images
+    # All copies of an image are encoded in a row, so that none is read again: a cache would only grow.
+    channels, crops = model.settings.autoencoder.channels, replace(settings.images, cache_mib=0)
     default_type = {} if crops.file_type == "color" else {"kind": crops.file_type, "unlabeled": crops.unlabeled}
     source = open_source(data, file_type=file_type_of({**default_type, **about}, channels=channels))
     parts = split_crops(source, crops, channels=channels, seed=seed)
