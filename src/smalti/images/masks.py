@@ -16,6 +16,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.images.io import Array, DamagedImage, read_image, to_tensor
+from smalti.images.large_planes import MAX_PIXELS_AT_ONCE
 from smalti.images.resizing import covered_middle
 
 Slices = tuple[slice, slice]
@@ -74,19 +75,20 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     most = np.iinfo(pixels.dtype).max
     if (pixels[:, :, 3] != most).any():
         raise DamagedImage(name, "has transparent pixels, and a mask is black and white; save it without transparency")
-    bright = (
-        pixels[:, :, :3].astype(np.int64) @ np.array([[299], [587], [114]]) + 500
-    ) // 1000  # ITU-R 601, as `read_image`
-    brightest = int(bright.max())
+    mask = np.empty((*pixels.shape[:2], 1), dtype=pixels.dtype)
+    rows = max(1, MAX_PIXELS_AT_ONCE // pixels.shape[1])
+    for top in range(0, len(pixels), rows):  # a few rows: the numbers in between take 24 bytes per pixel
+        colors = pixels[top : top + rows, :, :3].astype(np.int64)
+        mask[top : top + rows] = (colors @ np.array([[299], [587], [114]]) + 500) // 1000  # ITU-R 601, as `read_image`
+    brightest = int(mask.max())
     if brightest == 1:
-        bright = bright * most
+        mask *= most
     elif 0 < brightest <= most // 2:
         raise DamagedImage(
             name,
             f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save "
             "it with white where it is to be white",
         )
-    mask: Array = bright.astype(pixels.dtype)
     return mask
 
 
