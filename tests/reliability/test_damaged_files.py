@@ -26,8 +26,8 @@ from tests.reliability.damaged_files import KINDS, FileKind, check_sentence
 
 EXAMPLES = int(os.environ.get("SMALTI_DAMAGED", "8"))
 """Files of each kind."""
-SECONDS = 20
-"""Of computing for one file, after which reading counts as hanging; most take milliseconds."""
+SECONDS = 60
+"""Of computing for all readers of one file, after which reading counts as hanging; most take milliseconds."""
 GROWTH = 2**30
 """Bytes that reading a file of kilobytes may add to the memory of the process at its peak."""
 
