@@ -28,6 +28,8 @@ from smalti.scenes.painter import LABELS
 from tests.experiment_helpers import page, run_and_read
 from tests.small import SIDE, write_recipe
 
+pytestmark = pytest.mark.slow
+
 NAME = "conditions"
 STUDY = EXPERIMENTS[NAME]
 

@@ -38,6 +38,8 @@ from tests import reference
 from tests.experiment_helpers import no_weights, page, quick, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
 
+pytestmark = pytest.mark.slow
+
 NAME = "modern-vs-reference"
 STUDY = EXPERIMENTS[NAME]
 NAMES = ["reference", "modern", "no-average"]

@@ -34,6 +34,8 @@ from smalti.reports.number_format import signed
 from tests.experiment_helpers import held_out_codes, no_weights, page, request, run_and_read, step_folder
 from tests.small import SIDE, write_images, write_recipe
 
+pytestmark = pytest.mark.slow
+
 NAME = "orders"
 STUDY = EXPERIMENTS[NAME]
 LENGTH = 384

@@ -18,6 +18,8 @@ from smalti.training.run_folder import read_metrics
 from tests.experiment_helpers import no_weights, page, quick, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
 
+pytestmark = pytest.mark.slow
+
 NAME = "quantizers"
 STUDY = EXPERIMENTS[NAME]
 SMALL = [

@@ -44,6 +44,8 @@ from tests.generation.test_code_sampler import small
 from tests.reference import earliest
 from tests.small import write_recipe
 
+pytestmark = pytest.mark.slow
+
 STUDY = EXPERIMENTS["window"]
 F, LEVELS, HELD_OUT, IMAGES, SAMPLES = 4, 16, 0.3, 5, 3
 SMALLEST, MIDDLE, LARGEST = (2, 2), (4, 4), (4, 8)

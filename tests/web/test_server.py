@@ -71,6 +71,7 @@ def test_missing_packages_are_reported_with_their_install_line(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals and /proc of Linux")
+@pytest.mark.slow
 def test_private_files_are_gone_after_sigterm_and_after_the_next_start(model: Path, tmp_path: Path) -> None:
     with server_process(model, temporary=tmp_path) as server:
         (folder,) = scratch_folders(tmp_path)
