@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from smalti.core.errors import SmaltiError
+from smalti.images import large_planes
 from smalti.images.io import DamagedImage
-from smalti.images.masks import kept_by_mask, whole_tiles
+from smalti.images.masks import kept_by_mask, read_mask, whole_tiles
 
 UPPER = np.zeros((32, 32), dtype=bool)
 UPPER[:16] = True
@@ -107,3 +108,12 @@ def test_masks_that_keep_pixels_but_no_whole_tile_are_reported() -> None:
         whole_tiles(mask, factor=4, image=(16, 16))
     mask[4:8, 4:8] = True
     assert whole_tiles(mask, factor=4, image=(16, 16)).sum() == 1
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_a_mask_in_strips_is_the_mask_at_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mask.png"
+    OPAQUE[name].save(path)
+    at_once = read_mask(path, name="mask")
+    monkeypatch.setattr(large_planes, "MAX_PIXELS_AT_ONCE", 5 * 32)  # 5 rows
+    np.testing.assert_array_equal(read_mask(path, name="mask"), at_once)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from smalti.images import pixel_formats
+from smalti.images import large_planes, pixel_formats
 from smalti.images.io import read_covering, read_image, read_numbers
 from smalti.images.label_maps import read_labels
 
@@ -136,11 +136,11 @@ def test_labels_of_a_pgm_file_do_not_depend_on_its_largest_level(most: int, plai
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_an_image_in_bands_is_the_image_at_once(mode: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_in_strips_is_the_image_at_once(mode: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     colors = np.random.default_rng(0).integers(0, 256, (11, 7, 4), dtype=np.uint8)
     image = Image.fromarray(colors).convert("RGB").convert(mode) if mode != "RGBA" else Image.fromarray(colors)
     if mode == "P":
         image.info["transparency"] = int(np.array(image)[0, 0])
     at_once = pixel_formats.levels_of(image, channels=channels, bits=8)
-    monkeypatch.setattr(pixel_formats, "MAX_PIXELS_AT_ONCE", 3 * 7)  # 3 rows
+    monkeypatch.setattr(large_planes, "MAX_PIXELS_AT_ONCE", 3 * 7)  # 3 rows
     np.testing.assert_array_equal(pixel_formats.levels_of(image, channels=channels, bits=8), at_once)

@@ -34,4 +34,5 @@ class ImageSettings:
     validation_images: Positive = 256
     """How many of those are looked at each time."""
     cache_mib: Natural = 1024
-    """Images are kept decoded in memory if they all fit into this many MiB."""
+    """In training, images are kept decoded in memory if they all fit into this many MiB. Encoding reads each once, and
+    keeps none."""

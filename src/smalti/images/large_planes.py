@@ -1,4 +1,5 @@
-"""Scaling of large single-channel images strip by strip, in little more memory than the result needs.
+"""Large images strip by strip, in little more memory than the result needs: how many rows a strip has, and the scaling
+of a single channel.
 
 H W pixels.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.images.io import Array, DamagedImage, read_image, to_tensor
-from smalti.images.large_planes import MAX_PIXELS_AT_ONCE
+from smalti.images.large_planes import strip_of
 from smalti.images.resizing import covered_middle
 
 Slices = tuple[slice, slice]
@@ -76,7 +76,7 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     if (pixels[:, :, 3] != most).any():
         raise DamagedImage(name, "has transparent pixels, and a mask is black and white; save it without transparency")
     mask = np.empty((*pixels.shape[:2], 1), dtype=pixels.dtype)
-    rows = max(1, MAX_PIXELS_AT_ONCE // pixels.shape[1])
+    rows = strip_of((pixels.shape[0], pixels.shape[1]))
     for top in range(0, len(pixels), rows):  # a few rows: the numbers in between take 24 bytes per pixel
         colors = pixels[top : top + rows, :, :3].astype(np.int64)
         mask[top : top + rows] = (colors @ np.array([[299], [587], [114]]) + 500) // 1000  # ITU-R 601, as `read_image`

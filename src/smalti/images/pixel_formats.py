@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 
-from smalti.images.large_planes import MAX_PIXELS_AT_ONCE
+from smalti.images.large_planes import strip_of
 
 Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Wide: TypeAlias = npt.NDArray[np.uint16]
@@ -155,21 +155,21 @@ def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored
             "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, or read depths "
             "with images.file_type=depth"
         )
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM
+    if image.mode.startswith("I"):
+        # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM.
         wide = _wide_pixels(image, channels, stored)
         return wide if channels == 1 or bits == 16 else _narrow(wide)
+    rows = strip_of((image.height, image.width))
+    if image.height <= rows:
+        return _strip_levels(image, channels)
     levels = np.empty((image.height, image.width, channels), dtype=np.uint8)
-    rows = max(1, MAX_PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, rows):  # the copies that conversions make stay small
         bottom = min(top + rows, image.height)
-        band = image if bottom - top == image.height else image.crop((0, top, image.width, bottom))
-        levels[top:bottom] = _band_levels(band, channels)
+        levels[top:bottom] = _strip_levels(image.crop((0, top, image.width, bottom)), channels)
     return levels
 
 
-def _band_levels(image: Image.Image, channels: int) -> Array:
+def _strip_levels(image: Image.Image, channels: int) -> Array:
     """Some rows of an image of 8 bits -> their pixels (H,W,C)."""
     if channels == 4:
         # Not every mode has a direct way.
