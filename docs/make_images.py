@@ -1,12 +1,16 @@
-"""The images of README.md and docs/model-zoo.md, from the bundled model: `python docs/make_images.py [NAME...]`
+"""The images of README.md and docs/model-zoo.md, from the bundled models: `python docs/make_images.py [NAME...]`
 
 Nobody chooses: seeds count from 0, and captions and label maps are those of the first scenes of seed 12, which the
-model has not seen.
+models have not seen.
 
 samples     32 samples, each of a caption
 panorama    128 x 1024 pixels, of a text
 maps        a label map of 256 x 512 pixels, and the image of that map
 completion  an image with a hole, and three completions
+landscape   `landscapes`: a label map of 512 x 1024 pixels, and below it the image of that map
+wide        `landscapes`: the same at 512 x 2048 pixels, of another scene
+materials   `materials`: one image of 256 x 512 pixels of each class
+maple       `materials`: red-maple at 512 x 1024 pixels
 """
 
 from __future__ import annotations
@@ -75,27 +79,61 @@ def completion(pipeline: Pipeline) -> Tensor:
     return make_image_grid(torch.cat([torch.where(known, image, 0.0), completed]), columns=4, gap=4)
 
 
-MAKERS: dict[str, Callable[[Pipeline], Tensor]] = {
-    "samples": samples,
-    "panorama": panorama,
-    "maps": maps,
-    "completion": completion,
+def landscape(pipeline: Pipeline) -> Tensor:
+    """The map in the colors of its labels above the image: (3,1028,1024)."""
+    return _map_above_image(pipeline, index=1, size=(512, 1024))
+
+
+def wide(pipeline: Pipeline) -> Tensor:
+    """(3,1028,2048)"""
+    return _map_above_image(pipeline, index=2, size=(512, 2048))
+
+
+def _map_above_image(pipeline: Pipeline, *, index: int, size: tuple[int, int]) -> Tensor:
+    """A map and its image, with `size` pixels each."""
+    scene = paint(SEED, index, size=size)
+    colors = np.array(COLORS, dtype=np.uint8)[scene.segmentation]
+    image = pipeline.sample(1, segmentation=scene.segmentation, label=scene.label, size=size, seed=0)
+    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=1, gap=4)
+
+
+def materials(pipeline: Pipeline) -> Tensor:
+    """Five rows of three classes in alphabetical order: (3,1296,1544)."""
+    names = pipeline.condition.parts[0].names
+    images = [pipeline.sample(1, label=name, size=(256, 512), seed=0) for name in names]
+    return make_image_grid(torch.cat(images), columns=3, gap=4)
+
+
+def maple(pipeline: Pipeline) -> Tensor:
+    """(3,512,1024)"""
+    return pipeline.sample(1, label="red-maple", size=(512, 1024), seed=0)[0]
+
+
+MAKERS: dict[str, tuple[str, Callable[[Pipeline], Tensor]]] = {
+    "samples": ("scenes", samples),
+    "panorama": ("scenes", panorama),
+    "maps": ("scenes", maps),
+    "completion": ("scenes", completion),
+    "landscape": ("landscapes", landscape),
+    "wide": ("landscapes", wide),
+    "materials": ("materials", materials),
+    "maple": ("materials", maple),
 }
+"""Name -> the bundled model, and the function."""
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MAKERS))
-    parser.add_argument("--model", default="scenes")
     parser.add_argument("--out", type=Path, default=IMAGES)
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(MAKERS):
         parser.error(f"no such image: {', '.join(sorted(unknown))}; there are {', '.join(MAKERS)}")
-    pipeline = Pipeline.from_pretrained(chosen.model)
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name in chosen.names or MAKERS:
-        Image.fromarray(to_array(MAKERS[name](pipeline))).save(chosen.out / f"{name}.jpg", quality=92)
+        model, make = MAKERS[name]
+        Image.fromarray(to_array(make(Pipeline.from_pretrained(model)))).save(chosen.out / f"{name}.jpg", quality=92)
         print(chosen.out / f"{name}.jpg", flush=True)
 
 

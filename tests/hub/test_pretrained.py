@@ -16,6 +16,7 @@ from torch import nn
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.hub import hugging_face
+from smalti.hub.bundled_models import SCENES
 from smalti.hub.pretrained import (
     CONFIG,
     FORMAT,
@@ -91,12 +92,21 @@ def test_what_is_no_model_folder_is_reported(tmp_path: Path) -> None:
         ({"smalti": FORMAT + 1, "kind": "tokenizer"}, rf"newer smalti \(format {FORMAT + 1}\); update smalti"),
         ({"smalti": FORMAT, "kind": "prior", "settings": {}}, "holds a prior, a tokenizer is needed here"),
         ({"smalti": FORMAT, "kind": "tokenizer"}, "holds no settings"),
+        *(
+            ({"smalti": FORMAT, "kind": "tokenizer", "same_as": name}, "must name a part of a bundled model, such as")
+            for name in ("scenes/../scenes/tokenizer", "/tmp", "scenes/none", "none/tokenizer", "scenes/\0", 7, None)
+        ),
     ],
 )
 def test_configs_of_other_kinds_are_refused(tmp_path: Path, config: object, sentence: str) -> None:
     write_json(tmp_path / CONFIG, config)
     with pytest.raises(SmaltiError, match=sentence):
         find_model(tmp_path, kind="tokenizer")
+
+
+def test_a_part_of_a_bundled_model_is_the_same_as_that_of_another(tmp_path: Path) -> None:
+    write_json(tmp_path / CONFIG, {"smalti": FORMAT, "kind": "tokenizer", "same_as": "scenes/tokenizer"})
+    assert find_model(tmp_path, kind="tokenizer") == find_model(SCENES, kind="tokenizer")
 
 
 def test_damaged_weights_are_reported(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_atomically, write_json
 from smalti.core.network_building import Network, build_network
 from smalti.hub import hugging_face
-from smalti.hub.bundled_models import model_path
+from smalti.hub.bundled_models import bundled_part, model_path
 
 FORMAT = 1
 CONFIG, WEIGHTS = hugging_face.PARTS
@@ -83,6 +83,8 @@ def find_model(name: str | Path, *, kind: str) -> Saved:
         )
     if config["kind"] != kind:
         raise SmaltiError(f"{folder} holds a {config['kind']}, a {kind} is needed here")
+    if "same_as" in config:  # weights that several bundled models share are stored once
+        return find_model(bundled_part(config["same_as"], where=str(folder / CONFIG)), kind=kind)
     if not isinstance(config.get("settings"), dict):
         raise SmaltiError(f"{folder / CONFIG} holds no settings; copy it again or export the model again")
     return Saved(folder, config["kind"], config["settings"], config.get("about", {}))
