@@ -1,4 +1,4 @@
-"""The model that comes with smalti: installed with it, the default, and it follows its conditions."""
+"""The models that come with smalti: installed with it, small, and they follow their conditions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
 from tests.small_pipeline import written
 
-MAX_BYTES = 27_000_000
-"""Bytes of its folder."""
+MAX_BYTES = {"scenes": 27_000_000, "landscapes": 10_000_000, "materials": 21_000_000}
+"""Bytes of their folders."""
 
 there = pytest.mark.skipif(
     not SCENES.is_dir(), reason="the model that comes with smalti is not in this checkout yet: src/smalti/models/scenes"
@@ -54,7 +54,6 @@ def segmentation(*, ground: str) -> Tensor:
 def test_it_is_small_and_for_scenes(scenes: Pipeline) -> None:
     files = [path for path in SCENES.rglob("*") if path.is_file()]
     assert {path.suffix for path in files if path.parent.name != "examples"} == {".json", ".safetensors"}
-    assert sum(path.stat().st_size for path in files) < MAX_BYTES
     assert scenes.default_size == (128, 128)
     assert (scenes.tokenizer.factor, scenes.tokenizer.size) == (8, 1024)
     assert scenes.prior.knows_any_order
@@ -133,6 +132,42 @@ def test_the_five_lines_of_the_readme_run_as_they_stand(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert runpy.run_path("lines.py")["codes"].shape == (4, 16, 32)
     assert (tmp_path / "wide.png").is_file()
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_models_are_small(name: str) -> None:
+    assert sum(path.stat().st_size for path in BUNDLED[name].rglob("*") if path.is_file()) < MAX_BYTES[name]
+
+
+def test_landscapes_have_the_tokenizer_of_scenes_and_follow_a_map(scenes: Pipeline) -> None:
+    landscapes = Pipeline.from_pretrained("landscapes")
+    assert landscapes.tokenizer.fingerprint() == scenes.tokenizer.fingerprint()
+    assert landscapes.default_size == (256, 256)
+    labels, maps = landscapes.condition.parts
+    assert (labels.key, maps.key) == ("label", "segmentation")
+    tall = torch.nn.functional.interpolate(segmentation(ground="water")[None, None].float(), scale_factor=2)[
+        0, 0
+    ].long()
+    meadow = torch.where(tall == LABELS.index("water"), LABELS.index("ground"), tall)
+    water, ground = (
+        landscapes.sample(2, segmentation=each, label="summer-day", size=256, seed=0, guidance=2.0)
+        for each in (tall, meadow)
+    )
+    blue = [(images[:, 2] - images[:, 1])[:, 160:].mean() for images in (water, ground)]
+    assert blue[0] > blue[1] + 0.1, "where water was asked for it is bluer than where there is grass"
+
+
+def test_materials_are_told_apart_by_their_class() -> None:
+    """The mean color of green leaves, of red ones and of snow."""
+    materials = Pipeline.from_pretrained("materials")
+    images = {
+        name: materials.sample(2, label=name, size=64, seed=0).mean((0, 2, 3))
+        for name in ("green-maple", "red-maple", "snow-trees")
+    }
+    assert images["green-maple"].argmax() == 1
+    assert images["red-maple"].argmax() == 0
+    assert images["snow-trees"].argmax() == 2
+    assert "Aitzol Berasategi" in (BUNDLED["materials"] / "README.md").read_text("utf-8")
 
 
 # --- without it: the rules by which it is found --------------------------------------------------------------------

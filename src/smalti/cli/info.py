@@ -180,18 +180,21 @@ def _run(path: Path) -> dict[str, Any]:
 def _model(path: Path, config: Any) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
+    from smalti.hub.pretrained import WEIGHTS, find_model
+
     if not isinstance(config, dict) or "smalti" not in config:
         raise SmaltiError(f"{path} holds a model of another program")
-    weights = path / "model.safetensors"
+    saved = find_model(path, kind=str(config.get("kind")))
+    weights = saved.folder / WEIGHTS
     if not weights.is_file():
-        raise SmaltiError(f"{path} has no model.safetensors")
+        raise SmaltiError(f"{path} has no {WEIGHTS}")
     try:
         with safe_open(weights, "pt") as file:
             slices = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118, not a dict
             count = sum(math.prod(shape) for shape in slices)
     except SafetensorError as error:
         raise SmaltiError(f"{weights} is damaged or truncated ({error})") from error
-    return {"model": f"{config['kind']}, {count:,} parameters", **config["settings"], **config.get("about", {})}
+    return {"model": f"{saved.kind}, {count:,} parameters", **saved.settings, **saved.about}
 
 
 def _condition_summary(condition: Condition) -> str:
