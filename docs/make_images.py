@@ -35,6 +35,8 @@ from smalti.scenes.painter import COLORS, paint
 IMAGES = Path(__file__).resolve().parent / "images"
 SEED = 12
 GUIDANCE = 2.0
+TOP_P = 0.9
+"""Of `landscapes` and `materials`."""
 PANORAMA = "a lake below mountains, summer evening, trees"
 
 
@@ -93,20 +95,22 @@ def _map_above_image(pipeline: Pipeline, *, index: int, size: tuple[int, int]) -
     """A map and its image, with `size` pixels each."""
     scene = paint(SEED, index, size=size)
     colors = np.array(COLORS, dtype=np.uint8)[scene.segmentation]
-    image = pipeline.sample(1, segmentation=scene.segmentation, label=scene.label, size=size, seed=0)
+    image = pipeline.sample(
+        1, segmentation=scene.segmentation, label=scene.label, size=size, seed=0, guidance=GUIDANCE, top_p=TOP_P
+    )
     return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=1, gap=4)
 
 
 def materials(pipeline: Pipeline) -> Tensor:
     """Five rows of three classes in alphabetical order: (3,1296,1544)."""
     names = pipeline.condition.parts[0].names
-    images = [pipeline.sample(1, label=name, size=(256, 512), seed=0) for name in names]
+    images = [pipeline.sample(1, label=name, size=(256, 512), seed=0, top_p=TOP_P) for name in names]
     return make_image_grid(torch.cat(images), columns=3, gap=4)
 
 
 def maple(pipeline: Pipeline) -> Tensor:
     """(3,512,1024)"""
-    return pipeline.sample(1, label="red-maple", size=(512, 1024), seed=0)[0]
+    return pipeline.sample(1, label="red-maple", size=(512, 1024), seed=0, top_p=TOP_P)[0]
 
 
 MAKERS: dict[str, tuple[str, Callable[[Pipeline], Tensor]]] = {
