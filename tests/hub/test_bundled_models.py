@@ -168,7 +168,7 @@ def test_materials_are_told_apart_by_their_class() -> None:
     redness = {name: mean[red] - mean[green] for name, mean in images.items()}
     assert redness["red-maple"] > redness["green-maple"] + 0.05
     blueness = {name: mean[blue] - mean[red] for name, mean in images.items()}
-    assert blueness["snow-trees"] > blueness["lanterns"] + 0.3
+    assert blueness["snow-trees"] > blueness["lanterns"] + 0.1
     assert "Aitzol Berasategi" in (BUNDLED["materials"] / "README.md").read_text("utf-8")
 
 
