@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--model", default="materials")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--samples", type=int, default=2, help="of each class, of 256 x 256 pixels")
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--crop", type=int, default=64, help="side of the crops in pixels")
     parser.add_argument("--heights", type=int, nargs="+", default=[512, 576, 640, 704, 768])
     chosen = parser.parse_args()
@@ -133,7 +134,7 @@ def main() -> None:
     for path in sorted(chosen.photographs.glob("*.jpg")):
         photograph = Image.open(path).convert("RGB")
         images = photographs(photograph, chosen.heights)
-        samples = pipeline.sample(chosen.samples, label=path.stem, size=256, seed=0)
+        samples = pipeline.sample(chosen.samples, label=path.stem, size=256, seed=0, guidance=chosen.guidance)
         copy = halved(reconstruction(pipeline, photograph, chosen.heights[0]))
         crops = [crop for sample in map(halved, samples) for _, crop in random_crops(sample, size, generator)]
         matches = [best_match(crop, images) for crop in crops]

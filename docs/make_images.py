@@ -10,7 +10,6 @@ completion  an image with a hole, and three completions
 landscape   `landscapes`: a label map of 512 x 1024 pixels, and below it the image of that map
 wide        `landscapes`: the same at 512 x 2048 pixels, of another scene
 materials   `materials`: one image of 256 x 512 pixels of each class
-maple       `materials`: red-maple at 512 x 1024 pixels
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from smalti.conditions.labels import Labels
 from smalti.generation.code_sampler import make_sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
@@ -36,7 +36,7 @@ IMAGES = Path(__file__).resolve().parent / "images"
 SEED = 12
 GUIDANCE = 2.0
 TOP_P = 0.9
-"""Of `landscapes` and `materials`."""
+"""Of `landscapes`."""
 PANORAMA = "a lake below mountains, summer evening, trees"
 
 
@@ -103,14 +103,10 @@ def _map_above_image(pipeline: Pipeline, *, index: int, size: tuple[int, int]) -
 
 def materials(pipeline: Pipeline) -> Tensor:
     """Five rows of three classes in alphabetical order: (3,1296,1544)."""
-    names = pipeline.condition.parts[0].names
-    images = [pipeline.sample(1, label=name, size=(256, 512), seed=0, top_p=TOP_P) for name in names]
+    assert isinstance(pipeline.condition, Labels)
+    names = pipeline.condition.names
+    images = [pipeline.sample(1, label=name, size=(256, 512), seed=0, guidance=GUIDANCE) for name in names]
     return make_image_grid(torch.cat(images), columns=3, gap=4)
-
-
-def maple(pipeline: Pipeline) -> Tensor:
-    """(3,512,1024)"""
-    return pipeline.sample(1, label="red-maple", size=(512, 1024), seed=0, top_p=TOP_P)[0]
 
 
 MAKERS: dict[str, tuple[str, Callable[[Pipeline], Tensor]]] = {
@@ -121,7 +117,6 @@ MAKERS: dict[str, tuple[str, Callable[[Pipeline], Tensor]]] = {
     "landscape": ("landscapes", landscape),
     "wide": ("landscapes", wide),
     "materials": ("materials", materials),
-    "maple": ("materials", maple),
 }
 """Name -> the bundled model, and the function."""
 
