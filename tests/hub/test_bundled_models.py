@@ -157,7 +157,7 @@ def test_landscapes_have_the_tokenizer_of_scenes_and_follow_a_map(scenes: Pipeli
     assert blue[0] > blue[1] + 0.1, "where water was asked for it is bluer than where there is grass"
 
 
-def test_materials_are_told_apart_by_their_class() -> None:
+def test_materials_differ_by_class() -> None:
     """The mean colors of leaves, lanterns and snow."""
     materials = Pipeline.from_pretrained("materials")
     images = {

@@ -52,18 +52,18 @@ def main() -> int:
     from tests.reliability.damaged_files import KINDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", metavar="KIND")
+    parser.add_argument("names", nargs="*", metavar="KIND")
     parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if unknown := set(chosen.kinds) - set(KINDS):
+    if unknown := set(chosen.names) - set(KINDS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
     if chosen.here:
         with tempfile.TemporaryDirectory() as corpus:
-            fuzz(chosen.kinds[0], Path(corpus), chosen.seconds)
+            fuzz(chosen.names[0], Path(corpus), chosen.seconds)
         return 0
     failed = False
-    for name in chosen.kinds or KINDS:
+    for name in chosen.names or KINDS:
         command = [
             sys.executable,
             "-m",
