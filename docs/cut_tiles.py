@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image
+from smalti.images.io import Array, read_image, save_png
 
 
-def tiles(photograph: Image.Image, size: int) -> dict[str, Image.Image]:
-    """Tiles of size x size pixels, named by row and column."""
-    rows, columns = photograph.height // size, photograph.width // size
-    top, left = (photograph.height - rows * size) // 2, (photograph.width - columns * size) // 2
-    boxes = {
-        f"{row}-{column}": (left + column * size, top + row * size) for row in range(rows) for column in range(columns)
+def tiles(photograph: Array, size: int) -> dict[str, Array]:
+    """(H,W,C) -> tiles of size x size pixels, named by row and column."""
+    (rows, top), (columns, left) = ((n // size, n % size // 2) for n in photograph.shape[:2])
+    return {
+        f"{row}-{column}": photograph[top + row * size :, left + column * size :][:size, :size]
+        for row in range(rows)
+        for column in range(columns)
     }
-    return {name: photograph.crop((x, y, x + size, y + size)) for name, (x, y) in boxes.items()}
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def main() -> None:
     for path in sorted(chosen.photographs.glob("*.jpg")):
         folder = chosen.out / path.stem
         folder.mkdir(parents=True, exist_ok=True)
-        for name, tile in tiles(Image.open(path).convert("RGB"), chosen.size).items():
-            tile.save(folder / f"{name}.png")
+        for name, tile in tiles(read_image(path, channels=3, name=path.name), chosen.size).items():
+            save_png(folder / f"{name}.png", tile)
 
 
 if __name__ == "__main__":

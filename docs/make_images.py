@@ -65,10 +65,7 @@ def panorama(pipeline: Pipeline) -> Tensor:
 
 def maps(pipeline: Pipeline) -> Tensor:
     """The map in the colors of its labels, and the image: (3,256,1028)."""
-    scene = paint(SEED, 1, size=(256, 512))
-    colors = np.array(COLORS, dtype=np.uint8)[scene.segmentation]
-    image = pipeline.sample(1, segmentation=scene.segmentation, label=scene.label, size=(256, 512), seed=0)
-    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=2, gap=4)
+    return _map_and_image(pipeline, index=1, size=(256, 512), columns=2)
 
 
 def completion(pipeline: Pipeline) -> Tensor:
@@ -83,22 +80,24 @@ def completion(pipeline: Pipeline) -> Tensor:
 
 def landscape(pipeline: Pipeline) -> Tensor:
     """The map in the colors of its labels above the image: (3,1028,1024)."""
-    return _map_above_image(pipeline, index=1, size=(512, 1024))
+    return _map_and_image(pipeline, index=1, size=(512, 1024), columns=1, guidance=GUIDANCE, top_p=TOP_P)
 
 
 def wide(pipeline: Pipeline) -> Tensor:
     """(3,1028,2048)"""
-    return _map_above_image(pipeline, index=2, size=(512, 2048))
+    return _map_and_image(pipeline, index=2, size=(512, 2048), columns=1, guidance=GUIDANCE, top_p=TOP_P)
 
 
-def _map_above_image(pipeline: Pipeline, *, index: int, size: tuple[int, int]) -> Tensor:
-    """A map and its image, with `size` pixels each."""
+def _map_and_image(
+    pipeline: Pipeline, *, index: int, size: tuple[int, int], columns: int, guidance: float = 1.0, top_p: float = 1.0
+) -> Tensor:
+    """A scene's map and the image of it, `size` pixels each, in rows of `columns`."""
     scene = paint(SEED, index, size=size)
     colors = np.array(COLORS, dtype=np.uint8)[scene.segmentation]
     image = pipeline.sample(
-        1, segmentation=scene.segmentation, label=scene.label, size=size, seed=0, guidance=GUIDANCE, top_p=TOP_P
+        1, segmentation=scene.segmentation, label=scene.label, size=size, seed=0, guidance=guidance, top_p=top_p
     )
-    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=1, gap=4)
+    return make_image_grid(torch.cat([to_tensor(colors)[None], image]), columns=columns, gap=4)
 
 
 def materials(pipeline: Pipeline) -> Tensor:

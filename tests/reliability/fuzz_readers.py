@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -23,8 +24,8 @@ MAX_BYTES = 65536
 """Of an input, if the file as it was written is smaller."""
 
 
-def fuzz(name: str, corpus: Path, seconds: int) -> None:
-    """Fuzz one kind in this process, which ends with it."""
+def fuzz(name: str, seconds: int) -> None:
+    """Fuzz one kind in this process, which libFuzzer ends without cleaning up."""
     import atheris
 
     with atheris.instrument_imports(include=["smalti"]):
@@ -32,7 +33,7 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
         from tests.reliability.test_damaged_files import read
 
     logging.disable(logging.CRITICAL)
-    kind, folder = KINDS[name], Path(tempfile.mkdtemp())
+    kind, folder, corpus = KINDS[name], Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
     kind.write(folder)
     path = folder / kind.file
     whole = path.read_bytes()
@@ -59,21 +60,14 @@ def main() -> int:
     if unknown := set(chosen.names) - set(KINDS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
     if chosen.here:
-        with tempfile.TemporaryDirectory() as corpus:
-            fuzz(chosen.names[0], Path(corpus), chosen.seconds)
-        return 0
+        fuzz(chosen.names[0], chosen.seconds)
     failed = False
     for name in chosen.names or KINDS:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.reliability.fuzz_readers",
-            name,
-            "--seconds",
-            str(chosen.seconds),
-            "--here",
-        ]
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        options = ["--seconds", str(chosen.seconds), "--here"]
+        command = [sys.executable, "-m", "tests.reliability.fuzz_readers", name, *options]
+        with tempfile.TemporaryDirectory() as scratch:
+            variables = {**os.environ, "TMPDIR": scratch}
+            ended = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables)
         runs = re.findall(r"Done (\d+) runs", ended.stderr)
         failed |= ended.returncode != 0 or not runs
         print(f"{name}: {int(runs[-1]):,} inputs" if runs else f"{name}: FAILED\n{ended.stderr[-4000:]}", flush=True)

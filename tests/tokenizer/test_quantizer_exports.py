@@ -29,6 +29,8 @@ def test_a_format_refuses_the_quantizers_it_does_not_know(format: str, name: str
         "attention_levels": [1],
     }
     tokenizer = VQGAN(parse(VQGANSettings, {"autoencoder": autoencoder, "quantizer": {"name": name}}, where="test"))
-    with pytest.raises(SmaltiError, match=rf"no place for model\.quantizer\.name = '{name}'.* cannot be written"):
+    with pytest.raises(
+        SmaltiError, match=rf"no place for model\.quantizer\.name = '{name}'.* cannot be written (as one|in its)"
+    ):
         FORMATS[format].write(tokenizer, None, None, tmp_path / "out", about={})
     assert not (tmp_path / "out").exists()
