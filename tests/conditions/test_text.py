@@ -248,6 +248,15 @@ def test_captions_that_are_cut_are_counted(home: Path, caplog: pytest.LogCapture
     assert "10 of 30 captions have more than 2 codes, up to " in caplog.text
 
 
+def test_the_vocabulary_can_be_that_of_another_model(home: Path) -> None:
+    made = ANNOTATORS["text"](None, {"length": 40, "vocabulary_of": "scenes"}, crops_of(home), (2, 2), 8).condition
+    bundled = next(each for each in Pipeline.from_pretrained("scenes").condition.members if isinstance(each, Text))
+    assert isinstance(made, Text)
+    assert made.settings == bundled.settings
+    with pytest.raises(SmaltiError, match="vocabulary_of=landscapes: this model is not conditioned on texts"):
+        ANNOTATORS["text"](None, {"vocabulary_of": "landscapes"}, crops_of(home), (2, 2), 8)
+
+
 def prior_of(home: Path, out: str, *overrides: str) -> Path:
     """A prior on the images of `home`, in `out` there."""
     settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)

@@ -26,7 +26,7 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training import gan_step, optimizer_step
 from smalti.training.codebook_training import encoding_parts
 from smalti.training.config import TokenizerTraining, resolve
-from smalti.training.initialization import resolve_from, start_from
+from smalti.training.initialization import resolve_tokenizer_from, tokenizer_start
 from smalti.training.optimizer import set_rate
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
@@ -290,9 +290,9 @@ def test_a_phase_may_begin_after_a_number_of_images(folder: Path) -> None:
 
 def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(folder: Path) -> None:
     """Codes of one are codes of the other. Weights of the discriminator and of the decoder move from the first step."""
-    start = start_from(str(folder / "whole"))
+    start = tokenizer_start(str(folder / "whole"))
     given = ("decoder_phase.start=0", "decoder_phase.neighbors=3", "run.images=16")
-    settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
+    settings = resolve_tokenizer_from(start, recipe=str(folder / "small.yaml"), overrides=given)
     train_tokenizer(folder / "images", folder / "post", settings=settings, console=QUIET, start=start)
     old, new = (VQGAN.from_pretrained(folder / run) for run in ("whole", "post"))
     assert equal(copied(*encoding_parts(new)), copied(*encoding_parts(old)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from smalti.cli.main import app
 from smalti.core.errors import SmaltiError
 from smalti.hub.pretrained import find_model
 from smalti.tokenizer.vqgan import VQGAN
-from smalti.training.initialization import resolve_from, start_from
+from smalti.training.initialization import resolve_tokenizer_from, tokenizer_start
 from tests.small import write_images, write_recipe
 
 THEIRS = (
@@ -123,13 +126,15 @@ def test_another_programs_checkpoint(folder: Path) -> None:
 )
 def test_what_contradicts_it_is_refused(overrides: list[str], sentence: str, folder: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        resolve_from(start_from(str(folder / "other")), recipe=str(folder / "small.yaml"), overrides=overrides)
+        resolve_tokenizer_from(
+            tokenizer_start(str(folder / "other")), recipe=str(folder / "small.yaml"), overrides=overrides
+        )
 
 
 def test_what_agrees_with_it_is_not(folder: Path) -> None:
-    start = start_from(str(folder / "other"))
+    start = tokenizer_start(str(folder / "other"))
     given = ["model.quantizer.codebook_size=8", "quantize_from=0", "optimizer.lr=1e-5"]
-    settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
+    settings = resolve_tokenizer_from(start, recipe=str(folder / "small.yaml"), overrides=given)
     assert settings.model == start.settings
     assert settings.optimizer.lr == 1e-5
     assert settings.objective.adversarial.discriminator.base_channels == 8  # of the recipe
@@ -138,3 +143,59 @@ def test_what_agrees_with_it_is_not(folder: Path) -> None:
 def test_nothing_to_begin_with_is_a_sentence(folder: Path) -> None:
     assert "there is no model folder" in train(folder, "nothing", "--from", str(folder / "gone"), status=1)
     assert not (folder / "nothing").exists()
+
+
+PRIOR = ("network.layers=2", "network.embed_dim=32", "network.heads=2", "condition_dropout=0")
+
+
+def train_prior(folder: Path, out: str, *arguments: str, overrides: tuple[str, ...] = (), status: int = 0) -> str:
+    given = [part for override in overrides for part in ("--set", override)]
+    fixed = ["--recipe", folder / "small.yaml", "--tokenizer", folder / "other", "--out", folder / out]
+    return smalti("train", "prior", folder / "codes", *fixed, *arguments, *given, status=status)
+
+
+@pytest.fixture(scope="module")
+def priors(folder: Path) -> Path:
+    """The same, with codes of that tokenizer and a prior of other sizes than the recipe's."""
+    smalti("encode", folder / "other", folder / "images", "--out", folder / "codes", "--size", "16")
+    train_prior(folder, "first", overrides=PRIOR)
+    return folder
+
+
+def test_a_prior_keeps_its_weights(priors: Path) -> None:
+    slow = ("optimizer.lr=1e-12", "run.ema_half_life=0", "condition_dropout=0")
+    train_prior(priors, "still-prior", "--from", str(priors / "first"), overrides=slow)
+    before, after = (load_file(priors / run / "model" / "model.safetensors") for run in ("first", "still-prior"))
+    assert before.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-7, msg=name)
+    config = yaml.safe_load((priors / "still-prior" / "config.yaml").read_text("utf-8"))
+    assert config["from"]["model"] == str(priors / "first")
+    assert config["network"]["embed_dim"] == 32
+    assert find_model(priors / "still-prior", kind="prior").about["from"] == config["from"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("network.layers=3",), r"--set network.layers=3 is not the network of .*first, whose network.layers is 2"),
+        (("network=3",), r"the network is a section of settings, not a single value"),
+        (("condition=unconditional",), r"--from .*first: its \w+ is .*, and for these codes it must be"),
+    ],
+)
+def test_what_a_prior_cannot_begin_with_is_refused(overrides: tuple[str, ...], sentence: str, priors: Path) -> None:
+    said = train_prior(priors, "refused", "--from", str(priors / "first"), overrides=overrides, status=1)
+    assert re.search(sentence, said), said
+
+
+def test_a_prior_of_other_classes_is_refused(priors: Path) -> None:
+    """As many codes, and each means something else."""
+    path = priors / "renamed"
+    shutil.copytree(priors / "first" / "model", path)
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    labels = config["settings"]["condition"]["labels"]
+    config["settings"]["condition"]["labels"] = [f"new-{label}" for label in labels]
+    (path / "config.json").write_text(json.dumps(config), "utf-8")
+    said = train_prior(priors, "other-classes", "--from", str(path), status=1)
+    assert "these codes come with" in said
+    assert "new-" in said

@@ -22,10 +22,18 @@ Recipe = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting of the recipe: a.b=value; may be repeated.")
 ]
-From = Annotated[
+FromTokenizer = Annotated[
     str,
     typer.Option(
         "--from", help="Fine-tune this tokenizer: a model or run folder, a Hub id, or a checkpoint of another program."
+    ),
+]
+FromPrior = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        help="Fine-tune this prior: a model or run folder, a bundled model, or a Hub id. The codes must have its size, "
+        "grid and conditions.",
     ),
 ]
 Patience = Annotated[
@@ -45,22 +53,22 @@ def tokenizer(
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,
-    source: From = "",
+    source: FromTokenizer = "",
     dry_run: DryRun = False,
 ) -> None:
     """Train a tokenizer on images (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
-    from smalti.training.initialization import resolve_from, start_from
+    from smalti.training.initialization import resolve_tokenizer_from, tokenizer_start
     from smalti.training.launcher import errors_from_first_process, is_first_process
     from smalti.training.runs import show_settings, train_tokenizer
 
     with errors_from_first_process():
         changes = overrides or []
-        start = start_from(source) if source else None
+        start = tokenizer_start(source) if source else None
         if start is None:
             settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=changes)
         else:
-            settings = resolve_from(start, recipe=recipe, overrides=changes)
+            settings = resolve_tokenizer_from(start, recipe=recipe, overrides=changes)
         if is_first_process():
             show_settings(settings, CONSOLE)
         if not dry_run:
@@ -84,21 +92,27 @@ def prior(
             "the code shards; several with commas: labels,text. Sets condition.",
         ),
     ] = None,
+    source: FromPrior = "",
     patience: Patience = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train a prior on codes (stage 2)."""
     from smalti.training.config import PriorTraining, resolve
+    from smalti.training.initialization import prior_start, resolve_prior_from
     from smalti.training.launcher import errors_from_first_process, is_first_process
     from smalti.training.runs import codes_of, show_settings, train_prior
 
     with errors_from_first_process():
         changes = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
         changes += [] if condition is None else [f"condition={condition}"]
-        settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=changes)
+        start = prior_start(source) if source else None
+        if start is None:
+            settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=changes)
+        else:
+            settings = resolve_prior_from(start, recipe=recipe, overrides=changes)
         if is_first_process():
             show_settings(settings, CONSOLE)
         if not dry_run:
             with progress_bar("encoding", "images") as progress:
                 shards = codes_of(data, tokenizer, out / "codes", settings=settings, progress=progress)
-            train_prior(shards, tokenizer, out, settings=settings, console=CONSOLE)
+            train_prior(shards, tokenizer, out, settings=settings, console=CONSOLE, start=start)

@@ -43,12 +43,14 @@ _COLUMNS, _LINES = 21, 9  # characters in a line of a preview, and lines
 class TextOptions:
     """How the captions of a data set become codes.
 
-    `length`: P, codes per text; of longer texts the first ones are kept. `vocabulary`: the largest V. `swap_sides`:
-    whether the words left and right are exchanged where the image is mirrored.
+    `length`: P, codes per text; of longer texts the first ones are kept. `vocabulary`: the largest V. `vocabulary_of`:
+    a model of texts whose vocabulary is used, and none is learned. `swap_sides`: whether the words left and right are
+    exchanged where the image is mirrored.
     """
 
     length: Positive = 64
     vocabulary: Annotated[int, Field(ge=_BYTES, le=2**15)] = 4096
+    vocabulary_of: str = ""
     swap_sides: bool = True
 
 
@@ -123,7 +125,7 @@ class Text(UnsizedCondition):
                 f"the vocabulary of the text, {FILE}, is {_digest(vocabulary)} and the prior was trained with "
                 f"{settings.fingerprint}; copy the whole folder again"
             )
-        self.settings, self._vocabulary, self._cut_texts = settings, vocabulary, set[int]()
+        self.settings, self.vocabulary, self._cut_texts = settings, vocabulary, set[int]()
         self._tokenizer = Tokenizer.from_str(vocabulary)
         self.size, self.length = settings.vocabulary + 1, settings.length
 
@@ -179,7 +181,7 @@ class Text(UnsizedCondition):
         return image
 
     def save(self, folder: Path) -> dict[str, Any]:
-        write_text(folder / FILE, self._vocabulary)
+        write_text(folder / FILE, self.vocabulary)
         return as_mapping(self.settings)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.base import Condition, Grid
+from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, ImageCrop
 from smalti.conditions.keypoints import Keypoints, KeypointsSettings, encode_keypoints
 from smalti.conditions.labels import Labels
@@ -43,6 +44,7 @@ from smalti.data.caption_files import read_captions, swap_sides
 from smalti.data.crops import View, uniform_numbers
 from smalti.data.loader import Crops
 from smalti.data.paired import CropAnnotator
+from smalti.hub.pretrained import find_model
 
 logger = logging.getLogger("smalti")
 
@@ -328,9 +330,9 @@ class _TextCodes:
 
 @final
 class _Captions(Annotator):
-    """The captions of images; settings: `length`, `vocabulary` and `swap_sides`.
+    """The captions of images; settings as `TextOptions`.
 
-    The vocabulary is learned from the captions of the training images.
+    The vocabulary is learned from the captions of the training images, or is that of a model, `vocabulary_of`.
     """
 
     condition: Text
@@ -339,7 +341,7 @@ class _Captions(Annotator):
         self._options = parse(TextOptions, options, where="the condition text")
         self._captions = read_captions(images.source, data)
         all_captions = [caption for captions in self._of(images) for caption in captions]
-        vocabulary = train_vocabulary(all_captions, max_size=self._options.vocabulary)
+        vocabulary = self._vocabulary(all_captions)
         self.condition = text_condition(vocabulary, length=self._options.length)
         self.fingerprint = values_fingerprint([as_mapping(self.condition.settings), self._options.swap_sides])
         counts = [len(self.condition.pieces(caption)) for caption in all_captions]
@@ -357,6 +359,21 @@ class _Captions(Annotator):
 
     def of(self, part: Crops) -> CropAnnotator:
         return _TextCodes(self._of(part), self.condition, self._options.swap_sides, part.seed)
+
+    def _vocabulary(self, captions: Sequence[str]) -> str:
+        """The vocabulary of another model, or the one that is learned from the captions."""
+        name = self._options.vocabulary_of
+        if not name:
+            return train_vocabulary(captions, max_size=self._options.vocabulary)
+        saved = find_model(name, kind="prior")
+        condition = build_condition(saved.settings["condition"], saved.folder)
+        texts = [each for each in condition.members if isinstance(each, Text)]
+        if not texts:
+            raise SmaltiError(
+                f"--condition-set text.vocabulary_of={name}: this model is not conditioned on texts; name one that is, "
+                "or leave it out"
+            )
+        return texts[0].vocabulary
 
     def _of(self, part: Crops) -> tuple[tuple[str, ...], ...]:
         """The captions of each image of a part, none where there are none."""

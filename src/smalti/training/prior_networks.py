@@ -4,7 +4,8 @@ for some codes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from dataclasses import fields
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -176,6 +177,12 @@ def gpt_settings(network: GPTNetwork, codes: CodesRead) -> GPTSettings:
         "start_code": None if codes.condition_size else network.start_code,
     }
     return parse(GPTSettings, values, where="network")
+
+
+def network_of(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a saved prior -> those of its network that the codes do not decide, as plain values."""
+    network = next(each for each in get_args(AnyNetwork) if each.name == saved["name"])
+    return {each.name: saved[each.name] for each in fields(network) if saved.get(each.name) is not None}
 
 
 NETWORKS: dict[str, Callable[[Any, CodesRead], Network]] = {

@@ -31,7 +31,7 @@ from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
-from smalti.training.initialization import Start
+from smalti.training.initialization import PriorStart, TokenizerStart
 from smalti.training.launcher import is_one_of_several_processes, launch, on_first_process
 from smalti.training.loop import Stage, train_stage
 from smalti.training.run_folder import RunFolder
@@ -62,7 +62,7 @@ def train_tokenizer(
     *,
     settings: TokenizerTraining,
     console: Console,
-    start: Start | None = None,
+    start: TokenizerStart | None = None,
     work: WorkPlan = SINGLE,
 ) -> None:
     """Images -> a run folder with a tokenizer in `out/model`. Resumes the run if there is one.
@@ -127,9 +127,12 @@ def train_prior(
     *,
     settings: PriorTraining,
     console: Console,
+    start: PriorStart | None = None,
     work: WorkPlan = SINGLE,
 ) -> None:
     """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Resumes the run if there is one.
+
+    `start`: the prior that training begins with, to which `settings` belong; without one, training starts from scratch.
 
     Raises `SmaltiError` for codes of another tokenizer, for conditions that the shards do not hold, for a folder with
     other content, and on a signal to stop.
@@ -143,7 +146,7 @@ def train_prior(
             "condition_dropout=0, or network.name=transformer"
         )
     check_part_dropout(settings.part_dropout, condition)
-    train_prior_on(shards, model, condition, out, settings=settings, console=console, work=work)
+    train_prior_on(shards, model, condition, out, settings=settings, console=console, start=start, work=work)
 
 
 def check_part_dropout(part_dropout: Mapping[str, float], condition: Condition) -> None:
@@ -166,6 +169,7 @@ def train_prior_on(
     *,
     settings: PriorTraining,
     console: Console,
+    start: PriorStart | None = None,
     work: WorkPlan = SINGLE,
 ) -> None:
     """As `train_prior`, with the tokenizer of the codes (or an object with its methods) and a condition that the shards
@@ -174,11 +178,12 @@ def train_prior_on(
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
     if meta.prefix is not None:
         codes["condition_fingerprint"] = meta.prefix.fingerprint
-    config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
+    origin = {} if start is None else {"from": start.described()}
+    config = {"smalti": __version__, "stage": "prior", "codes": codes, **origin, **as_mapping(settings)}
     fabric = launch(settings.run, blocks=blocks)
     folder = on_first_process(fabric, lambda: RunFolder(out, config))
-    about = {"smalti": __version__, "images": len(shards.training)}
-    stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)
+    about = {"smalti": __version__, "images": len(shards.training), **origin}
+    stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about, start=start)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console, work=work)
 
 

@@ -27,6 +27,7 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.activation_checkpointing import compiled, recompute
 from smalti.training.config import PriorTraining
 from smalti.training.diagnostics import Diagnoses
+from smalti.training.initialization import PriorStart
 from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import (
@@ -67,6 +68,13 @@ def blocks(joined: Any) -> nn.ModuleList:
     return joined.prior.blocks  # type: ignore[no-any-return]
 
 
+def _described(shards: CodeShards, condition: Condition) -> Mapping[str, Any]:
+    """The settings of the condition, as plain values."""
+    if condition.is_stored and shards.meta.prefix is not None:
+        return shards.meta.prefix.condition
+    return condition.save(shards.path)  # labels or none, which write nothing
+
+
 def corrupt_codes(codes: Tensor, *, keep_probability: float, vocabulary: int) -> Tensor:
     """Codes (B,h,w) -> the same with each code kept with `keep_probability`, else replaced by a random one below
     `vocabulary`.
@@ -96,7 +104,9 @@ class PriorStage(Stage):
         *,
         fabric: Fabric,
         about: Mapping[str, Any],
+        start: PriorStart | None = None,
     ) -> None:
+        """`start`: the prior whose weights are the first ones, if not random ones."""
         torch.manual_seed(settings.run.seed)
         self.settings, self.shards, self.condition, self.fabric = settings, shards, condition, fabric
         codes = shards.meta
@@ -105,6 +115,8 @@ class PriorStage(Stage):
         self.about = {**about, "code_entropy_nats": self.entropy}
         codes_read = CodesRead(codes.size, codes.grid, condition.size, condition.length, condition.maps)
         prior, self.vocabulary = build_network(settings.network, codes_read)
+        if start is not None:
+            start.load_into(prior, _described(shards, condition))
         self.exported = exported(prior, half_life=settings.run.ema_half_life)
         self.exported.module.to(fabric.device)
         self.tokenizer = tokenizer.to(fabric.device)
