@@ -171,9 +171,9 @@ def test_settings_in_commands_exist(page: str) -> None:
 def check_settings(words: list[str]) -> None:
     """Resolve the recipe and the overrides of a training; look up those of an experiment."""
     overrides = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
-    overrides += ["quantize_from=0"] * ("--from" in words)  # which a codebook that is kept implies
     recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "small"
     if words[:2] == ["train", "tokenizer"] and recipe in recipes():
+        overrides += ["quantize_from=0"] * ("--from" in words)  # which a codebook that is kept implies
         resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides)
     elif words[:2] == ["train", "prior"] and recipe in recipes():
         resolve(PriorTraining, stage="prior", recipe=recipe, overrides=overrides)

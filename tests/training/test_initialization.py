@@ -184,8 +184,8 @@ def test_a_prior_keeps_its_weights(priors: Path) -> None:
     ],
 )
 def test_what_a_prior_cannot_begin_with_is_refused(overrides: tuple[str, ...], sentence: str, priors: Path) -> None:
-    said = train_prior(priors, "refused", "--from", str(priors / "first"), overrides=overrides, status=1)
-    assert re.search(sentence, said), said
+    message = train_prior(priors, "refused", "--from", str(priors / "first"), overrides=overrides, status=1)
+    assert re.search(sentence, message), message
 
 
 def test_a_prior_of_other_classes_is_refused(priors: Path) -> None:
@@ -196,6 +196,6 @@ def test_a_prior_of_other_classes_is_refused(priors: Path) -> None:
     labels = config["settings"]["condition"]["labels"]
     config["settings"]["condition"]["labels"] = [f"new-{label}" for label in labels]
     (path / "config.json").write_text(json.dumps(config), "utf-8")
-    said = train_prior(priors, "other-classes", "--from", str(path), status=1)
-    assert "these codes come with" in said
-    assert "new-" in said
+    message = train_prior(priors, "other-classes", "--from", str(path), status=1)
+    assert "these codes come with" in message
+    assert "new-" in message
