@@ -63,7 +63,7 @@ class PriorStart(NamedTuple):
         Raises `SmaltiError` if the codes of the training are not of the kind that it knows.
         """
         before, after = dict(flattened(self.network)), dict(flattened(as_mapping(prior.settings)))
-        differ = [key for key in after if before.get(key) != after[key] and "dropout" not in key]
+        differ = [key for key in after if before.get(key) != after[key]]
         if differ:
             key = differ[0]
             raise SmaltiError(
@@ -96,8 +96,8 @@ def prior_start(name: str) -> PriorStart:
     saved = find_model(name, kind="prior")
     prior, _ = load_prior(saved)
     weights = prior.state_dict()
-    network, condition = saved.settings["network"], saved.settings["condition"]
-    return PriorStart(_absolute(name), network, condition, weights, weights_fingerprint(weights))
+    network = as_mapping(prior.settings)
+    return PriorStart(_absolute(name), network, saved.settings["condition"], weights, weights_fingerprint(weights))
 
 
 def resolve_prior_from(start: PriorStart, *, recipe: str, overrides: Sequence[str]) -> PriorTraining:
@@ -106,8 +106,8 @@ def resolve_prior_from(start: PriorStart, *, recipe: str, overrides: Sequence[st
     Raises `SmaltiError` for overrides that change the network.
     """
     plain = network_of(start.network)
-    _check_same(start.name, {"network": plain}, [override for override in overrides if _is_of(override, "network")])
-    rest = [override for override in overrides if not _is_of(override, "network")]
+    network, rest = _of_section(overrides, "network")
+    _check_same(start.name, "network", plain, network)
     return resolve(PriorTraining, stage="prior", recipe=recipe, overrides=rest, fixed={"network": plain})
 
 
@@ -116,10 +116,9 @@ def resolve_tokenizer_from(start: TokenizerStart, *, recipe: str, overrides: Seq
 
     Raises `SmaltiError` for overrides that change the model, or that delay the codebook.
     """
-    model = [override for override in overrides if _is_of(override, "model")]
-    rest = [override for override in overrides if not _is_of(override, "model")]
     plain = as_mapping(start.settings)
-    _check_same(start.name, {"model": plain}, model)
+    model, rest = _of_section(overrides, "model")
+    _check_same(start.name, "model", plain, model)
     for override in rest:
         key, value = assignment(override)
         if key == "quantize_from" and value:
@@ -135,26 +134,27 @@ def resolve_tokenizer_from(start: TokenizerStart, *, recipe: str, overrides: Seq
     )
 
 
-def _is_of(override: str, section: str) -> bool:
-    return override.partition("=")[0].split(".")[0] == section
+def _of_section(overrides: Sequence[str], section: str) -> tuple[list[str], list[str]]:
+    """Overrides -> those of a section of settings, and all others."""
+    inside = [override for override in overrides if override.partition("=")[0].split(".")[0] == section]
+    return inside, [override for override in overrides if override not in inside]
 
 
-def _check_same(name: str, section: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> None:
-    """Raise `SmaltiError` for overrides of one section of settings, `{key: values}`, that change it."""
-    [(title, there)] = section.items()
-    values: dict[str, Any] = {title: deepcopy(dict(there))}
+def _check_same(name: str, section: str, there: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise `SmaltiError` for overrides of a section of settings, whose values are `there`, that change it."""
+    values: dict[str, Any] = {section: deepcopy(dict(there))}
     for override in overrides:
         apply_override(values, override)
-    if not isinstance(values[title], Mapping):
-        raise SmaltiError(f"--set {overrides[-1]!r}: the {title} is a section of settings, not a single value")
-    before, after = dict(flattened(there)), dict(flattened(values[title]))
+    if not isinstance(values[section], Mapping):
+        raise SmaltiError(f"--set {overrides[-1]!r}: the {section} is a section of settings, not a single value")
+    before, after = dict(flattened(there)), dict(flattened(values[section]))
     differ = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if differ:
         key = differ[0]
         was = before.get(key, "not there")
         raise SmaltiError(
-            f"--set {title}.{key}={after.get(key)} is not the {title} of {name}, whose {title}.{key} is {was}; leave "
-            "it out, or train from the beginning without --from"
+            f"--set {section}.{key}={after.get(key)} is not the {section} of {name}, whose {section}.{key} is {was}; "
+            "leave it out, or train from the beginning without --from"
         )
 
 
